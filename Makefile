@@ -1,0 +1,38 @@
+# make install | demo | test | test-slow | check
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export DS_ACCELERATOR ?= $(shell test -e /dev/nvidia0 || echo cpu)
+
+.PHONY: install demo test test-slow check clean
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python trainer/main.py
+
+test: $(VENV)/.installed-dev check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# torch comes first and exactly, or pip fetches a build with gigabytes of CUDA; DeepSpeed's set-up imports torch, so it builds outside isolation.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch setuptools wheel ninja packaging numpy
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation deepspeed
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

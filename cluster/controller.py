@@ -1,0 +1,152 @@
+"""The job from start to end: data, seats, one generation per stage (or per failure), samples, report. The `train` command.
+
+A generation's end, whatever its reason, leads to the same three lines: draw the next number, start from the last commit, watch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster import dataset as datasets
+from cluster import generation, run_folder, session, summary
+from cluster.checks import check_samples, check_stages
+from cluster.progress import Terminal, TrainingLine
+from cluster.seats import Seats, make_seats
+from data_pipeline.buckets import Bucket, latent_shape
+from data_pipeline.errors import UserError
+from data_pipeline.loader import Dataset
+from trainer import config as configs
+from trainer import events, lease
+from trainer.checkpoint.commit import last_commit
+from trainer.config import RunConfig
+from trainer.curriculum import RunState, Stage
+from trainer.inspection import report
+from trainer.planner import global_batch, usable
+
+TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+# What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
+PRELOAD = [
+    "torch.distributed",
+    "trainer.process",
+    "trainer.inspection.showcase",
+    "torch._dynamo",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]
+
+
+class RunFailed(Exception):
+    """The run cannot go on by itself; says why and where to look."""
+
+
+def command(arguments: list[str], environment: dict[str, str]) -> int:
+    """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
+    config, terminal = configs.load(arguments), Terminal()
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
+    run_folder.check(config, inside_job)
+    spec = datasets.encode_spec(config)
+    check_stages(config, spec)
+    job = datasets.find(config, spec)
+    address = config.cluster.address or ("auto" if environment.get("RAY_ADDRESS") or inside_job else None)
+    try:
+        train(config, job, address, terminal)
+    except RunFailed as failure:
+        terminal.say(f"failed: {failure}")
+        return 1
+    return 0
+
+
+def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, terminal: Terminal) -> None:
+    """The whole job. Seats warm up while the videos are encoded."""
+    workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
+    with session.connect(address, workers * cpus) as ray_session:
+        seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
+        try:
+            terminal.say(f"ray {'started' if ray_session.private else 'joined'}: {workers} workers of {cpus} CPUs; {len(job.sources.sources)} videos in {job.videos}")
+            dataset, reused = datasets.prepare(job, ray_session.cpus, terminal.encoding)
+            for line in summary.dataset_lines(job, dataset, reused):
+                terminal.say(line)
+            check_samples(config, dataset)
+            run = run_folder.open_folder(config)
+            events.record(run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused)
+            Run(config, run, dataset, seats, terminal).to_the_end()
+        finally:
+            seats.close()
+
+
+class Run:
+    """A run on its seats, for as long as this process steers it."""
+
+    def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, seats: Seats, terminal: Terminal) -> None:
+        self.config, self.folder, self.dataset, self.seats, self.terminal = config, folder, dataset, seats, terminal
+        self.line = TrainingLine(config.curriculum.stages)
+        self.stage_step = 0
+
+    def to_the_end(self) -> None:
+        """All stages, then the samples and the report."""
+        stages = self.config.curriculum.stages
+        while (state := self.state()).stage < len(stages):
+            self.attempt(stages[state.stage], state)
+        shown = self.generation(SHOWCASE, 1, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
+        if not shown.finished:
+            raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
+        events.record(self.folder, "finish", step=self.state().step)
+        report.write(self.folder)
+        for line in summary.run_lines(self.folder, shown.messages[0] or {}):
+            self.terminal.say(line)
+
+    def state(self) -> RunState:
+        """Where the last commit stands. Raises UserError when it was made on other data."""
+        found = last_commit(self.folder)
+        if found and found.dataset != self.dataset.id:
+            raise UserError(f"{self.folder} was trained on another data set than {self.dataset.folder}: the videos have changed; choose another run.name")
+        return found.state if found else RunState()
+
+    def attempt(self, stage: Stage, state: RunState) -> None:
+        """Generations of one stage until it is promoted; gives up after max_restarts that made no commit."""
+        failures, allowed = 0, self.config.train.max_restarts
+        number, index = state.step, state.stage
+        while self.state().stage == index:
+            self.stage_step = self.state().stage_step
+            world = usable(len(self.seats), samples_per_step(stage, self.dataset))
+            outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
+            if outcome.finished:
+                continue
+            step = self.state().step
+            failures, number = (failures + 1 if step == number else 1), step
+            self.terminal.say(f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}")
+            if failures > allowed:
+                raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
+
+    def generation(self, target: str, world: int, threads: int) -> generation.Outcome:
+        """One life of a process group: draw its number, start it, watch it to its end. Lost seats are replaced."""
+        number = lease.draw(self.folder)
+        payloads = [
+            {
+                "config": self.config.model_dump(mode="json"),
+                "run": str(self.folder),
+                "dataset": str(self.dataset.folder.absolute()),
+                "threads": threads,
+                "log": str(self.folder / "logs" / f"generation-{number:04d}-rank-{rank:05d}.log"),
+            }
+            for rank in range(world)
+        ]
+        events.record(self.folder, "generation", generation=number, world=world, target=target)
+        outcome = generation.run(self.seats[:world], target, payloads, self.on_message, generation=number)
+        if not outcome.finished:
+            events.record(self.folder, "failure", generation=number, rank=outcome.failed_rank, reason=outcome.reason)
+        for place in outcome.lost:
+            self.seats.replace(place)
+        return outcome
+
+    def on_message(self, rank: int, message: dict[str, Any]) -> None:
+        if message["kind"] == "step":
+            self.stage_step += 1
+            self.terminal.show(self.line.text(message, self.stage_step))
+
+
+def samples_per_step(stage: Stage, dataset: Dataset) -> int:
+    """The stage's global batch on this data set's latents."""
+    frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), dataset.manifest.spec.stride)
+    return global_batch(stage.tokens_per_step, frames, height * width)

@@ -1,0 +1,99 @@
+"""From the recipe's videos to a finished data set: reused when its fingerprint is there, completed when it was interrupted.
+
+Called by the controller; the work itself is data_pipeline's, spread over Ray by encode.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.encode import Progress, encode_dataset
+from data_pipeline import manifest
+from data_pipeline.buckets import Bucket
+from data_pipeline.encode import plan_chunks, sample_for_fit
+from data_pipeline.errors import UserError
+from data_pipeline.filters import FilterThresholds
+from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.sources import Source, SourceList, list_sources
+from data_pipeline.spec import EncodeSpec
+from data_pipeline.synthetic import write_synthetic
+from data_pipeline.text.hashing import HashingText
+from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.tokenizers.linear import LinearTokenizer
+from trainer.config import RunConfig
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """A data set to be: its sources, what to make of them, and the folder that its fingerprint names."""
+
+    sources: SourceList
+    spec: EncodeSpec
+    fingerprint: str
+    folder: Path
+    videos: str
+
+
+def encode_spec(config: RunConfig) -> EncodeSpec:
+    """What the recipe asks of the encoder: one bucket per distinct stage shape. Raises UserError naming the key."""
+    shapes = {(stage.frames, stage.height, stage.width) for stage in config.curriculum.stages}
+    data = config.data
+    try:
+        return EncodeSpec(
+            fps=data.fps,
+            buckets=tuple(sorted(Bucket(*shape) for shape in shapes)),
+            held_out=data.held_out,
+            channels=data.latent_channels,
+            stride=data.stride,
+            text_tokens=data.text_tokens,
+            text_width=data.text_width,
+            sources_per_shard=data.sources_per_shard,
+            max_clips=data.max_clips,
+            thresholds=FilterThresholds(min_motion=data.min_motion),
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"data and curriculum.stages do not fit: {error}") from None
+
+
+def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
+    """List the videos, after drawing the synthetic ones if the recipe names no folder."""
+    videos, captions, name = config.data.videos, config.data.captions, "synthetic"
+    if videos is None:
+        shapes = config.data.synthetic
+        folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{config.seed}"
+        write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, round(config.data.fps))
+        videos, captions = str(folder), str(folder / "captions.csv")
+    else:
+        name = Path(videos).resolve().stem
+    sources = list_sources(videos, captions)
+    fingerprint = manifest.dataset_fingerprint(sources.sources, spec)
+    return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos)
+
+
+def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
+    """(the finished data set, whether it was there already). Raises UserError when no training data comes of the videos."""
+    if (job.folder / manifest.FILE).exists():
+        return open_dataset(job.folder), True
+    tokenizer_folder, text = job.folder / TOKENIZER_FOLDER, HashingText(job.spec.text_width, job.spec.text_tokens)
+    if not tokenizer_folder.exists():
+        fit_tokenizer(job.sources.sources, job).save(tokenizer_folder)
+    records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    made = manifest.build(
+        records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint
+    )
+    manifest.write(made, job.folder)
+    return open_dataset(job.folder), False
+
+
+def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
+    """The linear basis of the data itself."""
+    try:
+        return LinearTokenizer.fit(sample_for_fit(sources, job.spec), job.spec.channels, job.spec.stride)
+    except ValueError as error:
+        raise UserError(f"{job.videos}: {error}") from None

@@ -1,0 +1,75 @@
+"""What the user sees while a job runs: one live line on a terminal, a plain line now and then in a log. Owns no decision."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from cluster.encode import Progress as EncodeProgress
+from trainer.curriculum import Stage
+
+LOG_SECONDS = 10.0  # between the plain lines of a log
+RECENT_STEPS = 20
+
+
+class Terminal:
+    """Permanent lines, and a live one that is rewritten in place where the output is a terminal."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out, self._live, self._printed = out, out.isatty(), 0.0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(("\r\x1b[K" if self._live else "") + text, file=self._out, flush=True)
+
+    def show(self, text: str) -> None:
+        """The state right now; in a log at most one line in ten seconds."""
+        if self._live:
+            print(f"\r\x1b[K{text}", end="", file=self._out, flush=True)
+        elif time.monotonic() - self._printed >= LOG_SECONDS:
+            self._printed = time.monotonic()
+            print(text, file=self._out, flush=True)
+
+    def encoding(self, progress: EncodeProgress) -> None:
+        self.show(
+            f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  ETA {clock(progress.eta)}"
+        )
+
+
+class TrainingLine:
+    """The live line of a run, from the step messages of rank 0."""
+
+    def __init__(self, stages: list[Stage]) -> None:
+        self._stages = stages
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
+
+    def text(self, message: dict[str, Any], stage_step: int) -> str:
+        """The line after one more step, the `stage_step`-th of its stage."""
+        if self._recent and self._recent[-1]["stage"] != message["stage"]:
+            self._recent.clear()
+        self._recent.append(message)
+        busy, waiting = (sum(step[key] for step in self._recent) for key in ("step_seconds", "data_seconds"))
+        rate = sum(step["tokens"] for step in self._recent) / (busy + waiting)
+        index = next(i for i, stage in enumerate(self._stages) if stage.name == message["stage"])
+        loss = f"{message['loss']:.4f}" if message["loss"] is not None else "skipped"
+        return (
+            f"stage {index + 1}/{len(self._stages)} {message['stage']}  step {stage_step}/{self._stages[index].promotion.max_steps}  loss {loss}  "
+            f"{rate:,.0f} tokens/s  data wait {waiting / (busy + waiting):.0%}  ETA {clock(self._remaining(index, stage_step) / rate)}"
+        )
+
+    def _remaining(self, index: int, stage_step: int) -> int:
+        """Tokens to go if no stage ends before its max_steps."""
+        here, *later = self._stages[index:]
+        steps = [(here, here.promotion.max_steps - stage_step), *((stage, stage.promotion.max_steps) for stage in later)]
+        return sum(count * stage.tokens_per_step for stage, count in steps)
+
+
+def clock(seconds: float) -> str:
+    """3:07 or 2:05:09; a dash when unknown."""
+    if seconds == float("inf"):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,53 @@
+"""A run's folder: who may use it. Everything that can be refused is refused here or in checks.py, before anything is started or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from data_pipeline.errors import UserError
+from trainer import lease
+from trainer.config import RunConfig, dump, first_difference
+
+CONFIG = "config.yaml"
+
+
+def check(config: RunConfig, inside_job: bool) -> None:
+    """Raises UserError when the folder cannot be this run's: relative inside a job, unwritable, another recipe's, or in use."""
+    folder = config.run_folder
+    if inside_job and not folder.is_absolute():
+        raise UserError(f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: give an absolute path that every node sees")
+    if (folder / CONFIG).exists():
+        saved = yaml.safe_load((folder / CONFIG).read_text())
+        if difference := first_difference(saved, config.model_dump(mode="json")):
+            raise UserError(f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
+    owner = lease.owner(folder)
+    if owner and lease.is_alive(owner):
+        raise UserError(f"run {folder} is live in process {owner.pid} on {owner.host}: stop it, or choose another run.name")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError naming the nearest existing parent that does not let us in. Leaves nothing behind."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    probe = parent / ".videomar-write-probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{parent} cannot be written ({error.strerror}): choose another run.root") from None
+
+
+def open_folder(config: RunConfig) -> Path:
+    """The run's folder, made with its config.yaml if it is new."""
+    folder = config.run_folder.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIG).exists():
+            (folder / CONFIG).write_text(dump(config))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another run.root") from None
+    return folder

@@ -1,0 +1,216 @@
+"""Seats: one Ray actor per device that keeps a fork server with the heavy imports done, so that a trainer process
+starts in milliseconds. The controller makes them, cluster/generation.py uses them. A seat never imports torch."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, overload
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster import child
+from data_pipeline.errors import UserError
+
+Message = dict[str, Any]
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Seat:
+    """A place for one trainer process at a time. Its methods are called through Ray, from several threads."""
+
+    def __init__(self, preload: list[str], threads: int) -> None:
+        """Start importing `preload` in the background, in a fork server where OpenMP has `threads` threads."""
+        self._born = time.monotonic()
+        self._preload = preload
+        self._listener: socket.socket | None = None
+        self._process: Process | None = None
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        if not ray.get_gpu_ids():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        # multiprocessing would run this worker's main file, and with it import ray, again in every child
+        vars(sys.modules["__main__"]).pop("__file__", None)
+        multiprocessing.set_forkserver_preload(["cluster.child", *preload])
+        forkserver.ensure_running()
+
+    def warm(self) -> dict[str, Any]:
+        """Wait until the fork server has imported everything. Returns seconds (since the seat was made), address
+        (IP of the node), node (Ray's id), pid. Raises ImportError with the traceback of a module that fails."""
+        receiving, sending = _context().Pipe(duplex=False)
+        probe = _context().Process(target=child.preloaded, args=(self._preload, sending), daemon=True)
+        probe.start()
+        sending.close()
+        problem = receiving.recv_bytes().decode()
+        probe.join()
+        if problem:
+            raise ImportError(problem)
+        return {
+            "seconds": time.monotonic() - self._born,
+            "address": ray.util.get_node_ip_address(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+        }
+
+    def listen(self) -> tuple[str, int]:
+        """Open the socket of the next process group's rendezvous. The next process inherits it, already listening:
+        no other process can take the port in between, and peers may connect before the process runs."""
+        host = ray.util.get_node_ip_address()
+        self._listener = socket.create_server((host, 0), backlog=1024)
+        return host, self._listener.getsockname()[1]
+
+    def start(self, target: str, payload: Message) -> int:
+        """Fork a process that runs child.run(target, payload); returns its pid. One left from before is killed."""
+        self.kill()
+        listener, self._listener = self._listener, None
+        self._process = Process(target, payload, listener)
+        if listener is not None:
+            listener.close()
+        return self._process.pid
+
+    def wait(self, timeout: float) -> list[Message]:
+        """What the process has reported since the last call: at least one message, unless `timeout` seconds pass.
+
+        The end comes as {"kind": "exit", "code": int, "asked": bool} (asked: after kill or stop) and is repeated by
+        every later call.
+        """
+        return self._started().messages(timeout)
+
+    def kill(self) -> int | None:
+        """SIGKILL. Returns the exit code, None if nothing was ever started."""
+        return self.stop(0.0)
+
+    def stop(self, grace: float) -> int | None:
+        """SIGTERM, and SIGKILL after `grace` seconds. Returns as `kill` does."""
+        return self._process.stop(grace) if self._process else None
+
+    def _started(self) -> "Process":
+        assert self._process is not None, "nothing was started on this seat"
+        return self._process
+
+
+class Process:
+    """A forked process seen from its seat: a thread takes in its messages, so that it never waits for a reader."""
+
+    def __init__(self, target: str, payload: Message, listener: socket.socket | None) -> None:
+        receiving, sending = _context().Pipe(duplex=False)
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._asked = False
+        self._process = _context().Process(target=child.run, args=(target, payload, sending, listener), daemon=True)
+        self._process.start()
+        sending.close()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+        self._watcher = threading.Thread(target=self._watch, args=(receiving,), daemon=True)
+        self._watcher.start()
+
+    def messages(self, timeout: float) -> list[Message]:
+        """See Seat.wait."""
+        found: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._inbox.get(timeout=timeout))
+            while found[-1]["kind"] != "exit":
+                found.append(self._inbox.get_nowait())
+        if found and found[-1]["kind"] == "exit":
+            self._inbox.put(found[-1])
+        return found
+
+    def stop(self, grace: float) -> int:
+        """See Seat.stop."""
+        self._asked = self._asked or self._watcher.is_alive()
+        if grace > 0:
+            self._process.terminate()
+            self._watcher.join(grace)
+        self._process.kill()
+        self._watcher.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def _watch(self, receiving: Connection) -> None:
+        for message in _received(receiving, self._process.sentinel):
+            self._inbox.put(message)
+        self._process.join()
+        receiving.close()
+        self._inbox.put({"kind": "exit", "code": self._process.exitcode, "asked": self._asked})
+
+
+def _received(receiving: Connection, sentinel: int) -> Iterator[Message]:
+    """Messages until the process has ended; a grandchild that still holds the pipe open delays nothing."""
+    while receiving in wait([receiving, sentinel]):
+        try:
+            yield json.loads(receiving.recv_bytes())
+        except EOFError:
+            return
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    return multiprocessing.get_context("forkserver")
+
+
+class Seats(Sequence[ActorHandle]):
+    """Seat actors in one placement group; indexed by place, which is not the rank (a generation may use a few)."""
+
+    def __init__(self, count: int, cpus: float, group: PlacementGroup, preload: list[str], threads: int) -> None:
+        self._group = group
+        self._actor: Any = ray.remote(Seat)
+        self._cpus = cpus
+        self._arguments = (preload, threads)
+        self._handles = [self._make(place) for place in range(count)]
+
+    @overload
+    def __getitem__(self, place: int) -> ActorHandle: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ActorHandle]: ...
+    def __getitem__(self, place: int | slice) -> ActorHandle | list[ActorHandle]:
+        return self._handles[place]
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def warm(self) -> list[dict[str, Any]]:
+        """Wait until every seat is warm; see Seat.warm."""
+        return ray.get([seat.warm.remote() for seat in self._handles])
+
+    def replace(self, place: int) -> None:
+        """Put a new seat where one has died; it warms up in the background."""
+        ray.kill(self._handles[place])
+        self._handles[place] = self._make(place)
+
+    def close(self) -> None:
+        """End every seat with its process and give the CPUs back."""
+        for seat in self._handles:
+            ray.kill(seat)
+        remove_placement_group(self._group)
+
+    def _make(self, place: int) -> ActorHandle:
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
+        options = {"num_cpus": self._cpus, "max_concurrency": 4, "scheduling_strategy": where}
+        return self._actor.options(**options).remote(*self._arguments)
+
+
+def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, timeout: float = 30.0) -> Seats:
+    """Seats, packed on as few nodes as possible, that import `preload` in the background.
+
+    Raises UserError when the cluster cannot hold them within `timeout` seconds.
+    """
+    group = placement_group([{"CPU": cpus_per_seat}] * count, strategy="PACK")
+    if not group.wait(timeout):
+        remove_placement_group(group)
+        free, total = (resources().get("CPU", 0) for resources in (ray.available_resources, ray.cluster_resources))
+        raise UserError(
+            f"cluster.workers={count} needs {count} x {cpus_per_seat:g} CPUs, but Ray has {free:g} of {total:g} free: "
+            "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+        )
+    return Seats(count, cpus_per_seat, group, preload, threads)

@@ -1,0 +1,104 @@
+"""Connects to a Ray that runs already, or starts a small private one on this machine and stops it again.
+The commands call `connect` once, in the main thread (a private Ray dies with the thread that started it).
+It knows nothing of training or data; nothing else in the package calls ray.init or ray.shutdown."""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from data_pipeline.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 200 << 20  # only messages pass through Ray, never frames or latents
+
+
+@dataclass(frozen=True)
+class Session:
+    """A live connection. `private`: started here and stopped with the context. `seconds`: what connecting took."""
+
+    address: str
+    private: bool
+    cpus: int
+    seconds: float
+
+
+@contextlib.contextmanager
+def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iterator[Session]:
+    """A Ray session for the length of a `with` block.
+
+    address   None starts a private Ray on this machine; "auto" or "host:port" joins a running one, which is left
+              running. Other Rays on the machine are never touched: a private one has its own folder and ports.
+    cpus      CPUs that a private Ray offers at least, even when the machine has fewer cores.
+    temp_dir  folder for a private Ray's sockets and logs (short: a socket path holds 107 bytes); by default a new
+              folder under the system's, removed at the end.
+    Raises UserError when the address cannot be reached.
+    """
+    started = time.monotonic()
+    with contextlib.ExitStack() as cleanup:
+        if address is None:
+            if temp_dir is None:
+                temp_dir = tempfile.mkdtemp(prefix="videomar-")
+                cleanup.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+            cpus = max(cpus, os.cpu_count() or 1)
+            _start_private(cpus, temp_dir)
+        else:
+            _join(address)
+        cleanup.callback(ray.shutdown)
+        yield Session(
+            address=ray.get_runtime_context().gcs_address,
+            private=address is None,
+            cpus=int(ray.cluster_resources().get("CPU", 0)),
+            seconds=time.monotonic() - started,
+        )
+
+
+def _start_private(cpus: int, temp_dir: str) -> None:
+    # Ray listens on every interface: the token, which only this process and its children know, keeps others out.
+    # Ray itself then turns authentication on, unless RAY_AUTH_MODE says otherwise.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        _temp_dir=temp_dir,
+        **_common(),
+    )
+
+
+def _join(address: str) -> None:
+    try:
+        _probe(address)
+        ray.init(address=address, **_common())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
+
+
+def _probe(address: str) -> None:
+    """Raise OSError if nobody listens at host:port; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+
+
+def _common() -> dict[str, Any]:
+    """Settings of every connection: workers import this repository's packages; Ray's notes to its developers and what
+    its workers print stay in its log files."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    return {
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
+        "log_to_driver": False,
+        "configure_logging": False,
+    }

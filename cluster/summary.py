@@ -1,0 +1,54 @@
+"""The lines that tell a user what came of their videos and of their run. Pure text from records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.dataset import EncodeJob
+from cluster.progress import clock
+from data_pipeline.loader import Dataset
+from trainer.events import read_events
+from trainer.metrics import read_metrics
+
+LISTED = 5
+
+
+def dataset_lines(job: EncodeJob, dataset: Dataset, reused: bool) -> list[str]:
+    """Sources, clips per bucket, rejects by reason, and every file that could not be read, by name."""
+    sources, manifest = dataset.manifest.sources, dataset.manifest
+    clips = ", ".join(f"{bucket}: {manifest.clips(bucket, 'train')} + {manifest.clips(bucket, 'held_out')} held out" for bucket in manifest.buckets)
+    lines = [
+        f"data  {'reused' if reused else 'encoded'} {dataset.folder}",
+        f"      {sources.total} videos, {sources.ok} used, {sum(sources.rejected.values())} rejected, {len(sources.failed)} unreadable",
+        f"      clips  {clips}",
+    ]
+    if sources.rejected:
+        lines.append("      rejected  " + ", ".join(f"{reason}: {count}" for reason, count in sorted(sources.rejected.items())))
+    lines += [f"      unreadable  {name}: {reason}" for name, reason in sources.failed.items()]
+    lines += mismatches("without a caption", job.sources.without_caption)
+    return lines + mismatches("captions without a video", job.sources.unknown_captions)
+
+
+def mismatches(what: str, names: tuple[str, ...]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return [f"      {what}  {', '.join(names[:LISTED])}{more}"]
+
+
+def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
+    """The result: stages with their last losses, samples against copying, and where to look."""
+    metrics, happened = read_metrics(run), read_events(run)
+    lines = []
+    for promotion in (event for event in happened if event["event"] == "promotion"):
+        steps = [step for step in metrics if step["stage"] == promotion["stage"]]
+        held_out = [event["held_out_loss"] for event in happened if event["event"] == "evaluation" and event["stage"] == promotion["stage"]]
+        seconds = sum(step["step_seconds"] + step["data_seconds"] for step in steps)
+        text = f", held-out {held_out[-1]:.4f}" if held_out else ""
+        lines.append(f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} ({promotion['reason']})")
+    lines.append(
+        f"samples: PSNR {samples['psnr']:.1f} dB over generated frames, {samples['psnr_copy_last_frame']:.1f} dB for copying the given frame ({samples['clips']} held-out clips)"
+    )
+    folder = Path(samples["folder"])
+    return [*lines, f"sample video  {folder / '00.mp4'}", f"contact sheet {folder / 'contact-sheet.png'}", f"report        {run / 'report.html'}"]

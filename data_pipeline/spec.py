@@ -1,0 +1,67 @@
+"""What a data set is made with: one frozen value that the command line builds and everything else reads."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from data_pipeline.buckets import Bucket, Stride, latent_shape
+from data_pipeline.filters import FilterThresholds
+
+CODE_VERSION = 1  # raise it when the same inputs would give other latents
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """Every setting that changes a byte of the data set. Raises ValueError naming the setting that cannot be."""
+
+    fps: float
+    buckets: tuple[Bucket, ...]
+    held_out: float = 0.1  # fraction of the sources
+    channels: int = 16
+    stride: Stride = (4, 8, 8)  # video frames, rows, columns per latent
+    text_tokens: int = 24
+    text_width: int = 64
+    sources_per_shard: int = 16
+    max_clips: int = 16  # per source and bucket
+    thresholds: FilterThresholds = field(default_factory=FilterThresholds)
+    scene_threshold: float = 0.12  # mean luma difference of two pictures, 0..1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fps <= 0:
+            raise ValueError(f"fps {self.fps} must be positive")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out {self.held_out} must be a fraction below 1")
+        if not self.buckets or len(set(self.buckets)) < len(self.buckets):
+            raise ValueError("buckets must name at least one shape, and none twice")
+        for name in ("channels", "text_tokens", "text_width", "sources_per_shard", "max_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        for bucket in self.buckets:
+            latent_shape(bucket, self.stride)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"buckets": [bucket.id for bucket in self.buckets], "stride": list(self.stride)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "EncodeSpec":
+        return cls(
+            **value
+            | {
+                "buckets": tuple(map(Bucket.parse, value["buckets"])),
+                "stride": tuple(value["stride"]),
+                "thresholds": FilterThresholds(**value["thresholds"]),
+            }
+        )
+
+
+def versions() -> dict[str, Any]:
+    """The code and libraries whose change may change a byte of the data set."""
+    return {"code": CODE_VERSION} | {name: version(name) for name in ("av", "numpy")}
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hex digits that are the same for equal JSON values, in every process and on every machine."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

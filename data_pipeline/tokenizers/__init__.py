@@ -1,0 +1,53 @@
+"""Video tokenizers: from pixels to latents and back. A data set is encoded with one, which is saved in its folder;
+latents are stored raw, normalisation belongs to the manifest."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from data_pipeline.buckets import Stride
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizers.linear import LinearTokenizer
+
+
+class VideoTokenizer(Protocol):
+    """A causal tokenizer: the first frame becomes one latent frame, then each group of stride[0] frames one more."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def stride(self) -> Stride:
+        """Video frames, rows and columns per latent."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints promise equal latents."""
+        ...
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 [F, H, W, 3] -> raw latents float32 [T, C, h, w]."""
+        ...
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Raw latents float32 [T, C, h, w] -> uint8 [F, H, W, 3]."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+def load_tokenizer(folder: str | Path) -> VideoTokenizer:
+    """The tokenizer saved in a folder. Raises UserError naming the file that is missing or of an unknown kind."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        kind = json.loads(path.read_text())["kind"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a tokenizer's description: encode the data set again") from error
+    if kind != "linear":
+        raise UserError(f"{path}: unknown tokenizer kind {kind!r}; this version knows: linear")
+    return LinearTokenizer.load(Path(folder))

@@ -1,0 +1,65 @@
+"""ModelConfig: everything that fixes the parameters and the objective of a VideoMAR, and the named sizes. Read by every file of model/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A VideoMAR's shape and objective; the defaults are the paper's 1.4B model (arXiv 2506.14168).
+
+    Raises ValueError naming the field when the values do not fit together.
+    """
+
+    width: int = 1536
+    depth: int = 36
+    heads: int = 24
+    ffn_ratio: int = 4
+    latent_channels: int = 16
+    text_width: int = 1536
+    text_tokens: int = 300
+    text_dropout: float = 0.1
+    rope_base: float = 10_000.0
+    rope_split: tuple[int, int, int] = (2, 1, 1)
+    mask_ratio_mean: float = 1.0
+    mask_ratio_std: float = 0.25
+    mask_ratio_min: float = 0.7
+    head_width: int = 1024
+    head_depth: int = 3
+    head_repeats: int = 4
+    diffusion_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in ("width", "depth", "heads", "latent_channels", "text_width", "text_tokens", "head_repeats"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.{field} is {getattr(self, field)}: it must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"model.width {self.width} is not divisible by model.heads {self.heads}")
+        pairs, parts = self.head_dim // 2, sum(self.rope_split)
+        if self.head_dim % 2 or any(pairs * part % parts for part in self.rope_split):
+            raise ValueError(
+                f"model.rope_split {self.rope_split} does not divide the {pairs} rotary pairs of a head of {self.head_dim} channels"
+            )
+        if not 0.0 < self.mask_ratio_min <= 1.0:
+            raise ValueError(f"model.mask_ratio_min is {self.mask_ratio_min}: it must be above 0 and at most 1")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+
+SIZES: dict[str, ModelConfig] = {
+    "toy": ModelConfig(width=192, depth=6, heads=4, text_width=64, text_tokens=24, head_width=256),
+    "small": ModelConfig(width=512, depth=12, heads=8, head_width=512),
+    "videomar-0.4b": ModelConfig(width=1024, depth=24, heads=16),
+    "videomar-1.4b": ModelConfig(),
+}
+
+
+def named_size(size: str, **changes: int) -> ModelConfig:
+    """The named size with some fields replaced, e.g. the latent channels and text width that a data set dictates."""
+    if size not in SIZES:
+        raise ValueError(f"model.size {size!r} is unknown: choose one of {', '.join(SIZES)}")
+    return replace(SIZES[size], **changes)

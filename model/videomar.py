@@ -1,0 +1,80 @@
+"""VideoMAR (arXiv 2506.14168): embed -> blocks -> norm -> per-token generative head. The training forward and the one step that sampling needs.
+
+Shape letters: see model/__init__.py. Parallelism, precision and compilation are applied from outside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.block import Block
+from model.cache import KVCache
+from model.config import ModelConfig
+from model.heads.ddpm import DDPMHead
+from model.rope3d import grid_positions, rotary_table
+from model.supervision import TrainingBatch
+from model.visibility import Visibility, frame_causal
+
+
+class VideoMAR(nn.Module):
+    """A decoder over continuous video tokens: causal in time, bidirectional inside a latent frame, conditioned on text."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.latent_channels, config.width)
+        self.mask_token = nn.Parameter(torch.empty(config.width))
+        self.text_embed = nn.Linear(config.text_width, config.width)
+        self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = DDPMHead(config)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier-uniform linears with zero bias, N(0, 0.02) for the mask token and the null text, zeros where the head asks for them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.mask_token, self.null_text):
+            nn.init.normal_(parameter, std=0.02)
+        self.head.zero_init()
+
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        """Next-frame diffusion loss, summed over the supervised tokens of each sample: [B]. Only those tokens enter the head."""
+        frames, height, width = batch.latents.shape[1:4]
+        latents_BLC = batch.latents.flatten(1, 3)
+        positions = grid_positions(range(frames), height, width, latents_BLC.device)
+        visibility = Visibility(frame_causal, tuple(range(frames)), height * width)
+        text_BKD, text_mask_BK = self.embed_text(batch.text, batch.text_length, batch.drop_text)
+        text = [block.cross_attention.keys_values(text_BKD) for block in self.blocks]
+        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, visibility)
+        loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
+        samples_M = batch.rows // latents_BLC.shape[1]
+        return loss_M.new_zeros(len(latents_BLC)).index_add(0, samples_M, loss_M)
+
+    def trunk(
+        self,
+        latents_BLC: Tensor,
+        masked_BL: Tensor,
+        positions_L3: Tensor,
+        text: list[tuple[Tensor, Tensor]],
+        text_mask_BK: Tensor,
+        visibility: Visibility | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, L, D] of the given tokens. With a cache they also see every kept frame; `text` holds each block's keys and values."""
+        x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
+        rotary = rotary_table(positions_L3, self.config.head_dim, self.config.rope_base, self.config.rope_split, x.dtype)
+        for index, block in enumerate(self.blocks):
+            x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
+        return self.norm(x)
+
+    def embed_text(self, text_BKE: Tensor, length_B: Tensor, drop_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Caption tokens [B, K, D] and which of them are real [B, K]; where `drop` is set, the learned null text, all of it real."""
+        tokens = torch.arange(text_BKE.shape[1], device=text_BKE.device)
+        text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE))
+        return text_BKD, (tokens < length_B[:, None]) | drop_B[:, None]

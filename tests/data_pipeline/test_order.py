@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.order import EpochOrder, keyed_generator, wrap
+
+COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(sum)
+SEEDS = st.integers(0, 2**40)
+
+
+@given(COUNTS, SEEDS, st.integers(0, 5), st.integers(1, 5))
+def test_an_epoch_visits_every_sample_exactly_once(counts: list[int], seed: int, epoch: int, window: int) -> None:
+    order = EpochOrder(counts, seed, "17x96x96", epoch, window)
+    visited = [order[index] for index in range(len(order))]
+    assert sorted(visited) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+
+
+@given(COUNTS, SEEDS, st.data())
+def test_seeking_gives_what_walking_gives(counts: list[int], seed: int, data: st.DataObject) -> None:
+    walked = EpochOrder(counts, seed, "17x96x96", 0)
+    expected = [walked[index] for index in range(len(walked))]
+    indices = data.draw(st.lists(st.integers(0, len(walked) - 1), max_size=20))
+    sought = EpochOrder(counts, seed, "17x96x96", 0)
+    assert [sought[index] for index in indices] == [expected[index] for index in indices]
+
+
+@given(st.integers(1, 50), st.integers(1, 16), st.integers(0, 40))
+def test_batches_that_wrap_over_the_end_repeat_nothing_inside_an_epoch(samples: int, batch: int, first: int) -> None:
+    positions = range(first * batch, first * batch + 3 * samples)
+    places = [wrap(position, samples) for position in positions]
+    assert len(set(places)) == len(places)
+    assert all(0 <= index < samples for _, index in places)
+    assert places == sorted(places)
+
+
+@settings(max_examples=20)
+@given(SEEDS, st.permutations([1, 2, 3, 4, 6]))
+def test_changing_the_world_size_mid_epoch_changes_no_global_batch(seed: int, worlds: list[int]) -> None:
+    order, batch = EpochOrder([9, 14, 3, 20, 14], seed, "5x64x64", 0), 12
+    steps = {world: [list(range(rank, batch, world)) for rank in range(world)] for world in worlds}
+    for step, world in enumerate(worlds):
+        dealt = [order[step * batch + offset] for rank in steps[world] for offset in rank]
+        assert sorted(dealt) == sorted(order[step * batch + offset] for offset in range(batch))
+
+
+def test_neighbours_in_the_order_come_from_one_window_of_shards() -> None:
+    order = EpochOrder([10] * 40, 0, "17x96x96", 0)
+    assert len({order[index][0] for index in range(40)}) == 4
+    assert len({order[index][0] for index in range(400)}) == 40
+
+
+def test_epochs_buckets_and_seeds_have_orders_of_their_own() -> None:
+    def walk(seed: int, bucket: str, epoch: int) -> tuple[tuple[int, int], ...]:
+        order = EpochOrder([20, 20, 20], seed, bucket, epoch)
+        return tuple(order[index] for index in range(60))
+
+    keys = [(0, "17x96x96", 0), (0, "17x96x96", 1), (1, "17x96x96", 0), (0, "17x64x64", 0)]
+    assert len({walk(*key) for key in keys}) == 4
+
+
+def test_the_order_is_the_one_that_earlier_runs_saw() -> None:
+    order = EpochOrder([3, 2, 4], 7, "17x96x96", 2)
+    assert [order[index] for index in range(9)] == PINNED_ORDER
+
+
+def test_an_index_outside_the_epoch_is_refused() -> None:
+    order = EpochOrder([3, 2], 0, "17x96x96", 0)
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match=f"index {index} is outside an epoch of 5 samples"):
+            order[index]
+
+
+def test_an_empty_set_has_no_positions() -> None:
+    assert len(EpochOrder([], 0, "17x96x96", 0)) == 0
+    with pytest.raises(ValueError, match="set of 0 samples"):
+        wrap(0, 0)
+
+
+@given(st.lists(st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=5)), max_size=4))
+def test_generators_are_functions_of_their_key(key: list[int | str]) -> None:
+    np.testing.assert_array_equal(keyed_generator(*key).random(4), keyed_generator(*key).random(4))
+
+
+def test_keys_that_only_look_alike_give_different_generators() -> None:
+    keys: list[tuple[int | str, ...]] = [("a", "b"), ("ab",), ("a,b",), (1,), ("1",), (1, 1), (11,), ()]
+    assert len({keyed_generator(*key).random() for key in keys}) == len(keys)

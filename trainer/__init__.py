@@ -1,0 +1,1 @@
+"""The training loop and everything inside one process group. Importing this package imports nothing heavy."""

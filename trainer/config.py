@@ -1,0 +1,231 @@
+"""RunConfig: a recipe (YAML) with dotted overrides, validated once at the edge. One grammar for every command; nothing below reads YAML."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.errors import UserError
+from trainer.curriculum import Promotion, Stage
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSection(Section):
+    root: str = "runs"
+    name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
+
+
+class SyntheticSection(Section):
+    clips: int = Field(256, ge=8)
+    frames: int = Field(34, ge=5)
+    size: int = Field(96, ge=32)
+
+
+class DataSection(Section):
+    videos: str | None = None  # folder of videos; none: synthetic moving shapes
+    captions: str | None = None
+    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    fps: float = Field(8.0, gt=0)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    latent_channels: int = Field(16, ge=1)
+    stride: tuple[int, int, int] = (4, 8, 8)
+    text_tokens: int = Field(24, ge=1)
+    text_width: int = Field(64, ge=2)
+    sources_per_shard: int = Field(16, ge=1)
+    max_clips: int = Field(64, ge=1)  # per source and bucket
+    min_motion: float = Field(0.0, ge=0)
+    synthetic: SyntheticSection = SyntheticSection()
+
+
+class ModelSection(Section):
+    size: str = "toy"
+    heads: int | None = Field(None, ge=1)
+
+
+class ClusterSection(Section):
+    workers: int = Field(2, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    address: str | None = None  # of a running Ray; default: the job's own, else a private local one
+
+
+class ParallelSection(Section):
+    tp: Literal[1] = 1
+    sp: Literal[1] = 1
+    zero: Literal[0, 1] = 1
+
+
+class TrainSection(Section):
+    supervision: Literal["one_frame"] = "one_frame"
+    head: Literal["ddpm"] = "ddpm"
+    lr: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
+    commit_every: int = Field(50, ge=1)  # optimiser steps
+    keep_commits: int = Field(2, ge=1)
+    evaluate_every: int = Field(50, ge=1)  # optimiser steps
+    evaluate_samples: int = Field(32, ge=1)
+    max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
+
+
+class CurriculumSection(Section):
+    stages: Annotated[list[Stage], Field(min_length=1)]
+
+
+class SampleSection(Section):
+    videos: int = Field(4, ge=1)
+    iterations: int = Field(16, ge=1)
+    head_steps: int = Field(50, ge=1)
+    guidance: float = Field(1.5, ge=1)
+
+
+class RunConfig(Section):
+    """Everything a run is made of. Fields that are fixed names are listed in the README."""
+
+    recipe: str = "toy"
+    seed: int = 0
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    cluster: ClusterSection = ClusterSection()
+    parallel: ParallelSection = ParallelSection()
+    train: TrainSection = TrainSection()
+    curriculum: CurriculumSection
+    sample: SampleSection = SampleSection()
+
+    @property
+    def run_folder(self) -> Path:
+        assert self.run.name is not None, "resolved by load()"
+        return Path(self.run.root) / self.run.name
+
+    @property
+    def data_root(self) -> Path:
+        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+FREE_KEYS = ("run.root", "cluster", "parallel", "train.micro_batch", "train.commit_every", "train.keep_commits", "train.max_restarts", "sample", "data.root")
+
+
+def load(arguments: list[str]) -> RunConfig:
+    """The config of `key=value` arguments over their recipe (`recipe=` a shipped name or a path). Raises UserError."""
+    overrides = dict(split_override(argument) for argument in arguments)
+    recipe = str(overrides.pop("recipe", "toy"))
+    tree = read_recipe(recipe)
+    for key, value in overrides.items():
+        place(tree, key, value)
+    tree["recipe"] = recipe
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+    if config.run.name is None:
+        folder = f"-{Path(config.data.videos).resolve().name}" if config.data.videos else ""
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": Path(recipe).stem + folder})})
+    return config
+
+
+def split_override(argument: str) -> tuple[str, Any]:
+    """('a.b', value) of 'a.b=value'; the value is read as YAML."""
+    key, equals, text = argument.partition("=")
+    if not equals or not key:
+        raise UserError(f"{argument!r} is not key=value: write overrides as train.lr=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    return key, value
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The tree of a shipped recipe or of a YAML file."""
+    path = RECIPES / f"{recipe}.yaml" if not recipe.endswith((".yaml", ".yml")) else Path(recipe)
+    if not path.is_file():
+        shipped = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+        raise UserError(f"recipe={recipe}: no such recipe; give a path to a .yaml file or one of {shipped}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections")
+    return tree
+
+
+def place(tree: Any, key: str, value: Any) -> None:
+    """Set a dotted key in a tree of mappings and lists, e.g. curriculum.stages.0.promotion.max_steps."""
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[list_index(tree, part, key)] if isinstance(tree, list) else tree.setdefault(part, {})
+        if not isinstance(tree, dict | list):
+            raise UserError(f"{key}: {part} is a value, not a section")
+    tree[list_index(tree, last, key) if isinstance(tree, list) else last] = value
+
+
+def list_index(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"{key}: {part!r} is not one of the {len(items)} entries 0..{len(items) - 1}")
+    return int(part)
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the recipe."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first thing wrong: the key, what is the matter, and for an unknown key the nearest known one."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        names = list(Stage.__dataclass_fields__) + list(Promotion.__dataclass_fields__) if key.startswith("curriculum.stages") else known_keys()
+        *parents, last = key.split(".")
+        nearest = difflib.get_close_matches(key, names, 1, 0.6) or [".".join([*parents, n]) for n in difflib.get_close_matches(last, [n.split(".")[-1] for n in names], 1, 0.5)]
+        return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "; see trainer/recipes/toy.yaml for the keys")
+    if first["type"] == "missing":
+        return f"{key}: missing; the recipe must give it"
+    value = first.get("input")
+    return f"{key}={value if isinstance(value, str | int | float | bool | None) else '...'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved recipe as YAML; `load` of it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
+    for key in [*new, *(key for key in old if key not in new)]:
+        dotted = prefix + key
+        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
+            continue
+        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            if found := first_difference(old[key], new[key], dotted + "."):
+                return found
+            continue
+        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
+    return None

@@ -1,0 +1,108 @@
+"""The run's samples: held-out first frames continued by the averaged weights of the last commit. A seat forks this after the last stage."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.buckets import Bucket, latent_shape
+from data_pipeline.loader import Dataset, open_dataset
+from data_pipeline.order import keyed_generator
+from data_pipeline.write_video import write_mp4
+from model.sampling import SamplingConfig, generate
+from model.videomar import VideoMAR
+from trainer import events
+from trainer.checkpoint import commit as commits
+from trainer.checkpoint import store
+from trainer.config import RunConfig, Stage
+from trainer.inspection.sheet import Row, contact_sheet
+from trainer.process import model_config
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Held-out clips and what the model made of their first frame; videos are uint8 [F, H, W, 3]."""
+
+    captions: list[str]
+    truth: list[np.ndarray]
+    generated: list[np.ndarray]
+    given: int  # video frames
+
+
+def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], listener: socket.socket | None) -> None:
+    """The seat's target: samples, contact sheet and samples.json of the last stage. payload: config, run, dataset, threads."""
+    started = perf_counter()
+    config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
+    torch.set_num_threads(payload["threads"])
+    dataset, commit = open_dataset(Path(payload["dataset"])), commits.last_commit(run_folder)
+    assert commit is not None, "showcase runs after the last stage's commit"
+    samples = sample(averaged_model(config, dataset, commit), config, dataset, config.curriculum.stages[-1])
+    folder = run_folder / "samples" / commit.name
+    for number, (truth, generated) in enumerate(zip(samples.truth, samples.generated, strict=True)):
+        write_mp4(folder / f"{number:02d}.mp4", np.concatenate([truth, generated], axis=2), config.data.fps)
+    rows = [Row(*row, samples.given) for row in zip(samples.captions, samples.truth, samples.generated, strict=True)]
+    contact_sheet(rows, folder / "contact-sheet.png")
+    summary = {"folder": str(folder), "clips": len(rows), "seconds": perf_counter() - started, **psnr_table(samples)}
+    (folder / "samples.json").write_text(json.dumps(summary | {"captions": samples.captions}, indent=1) + "\n")
+    events.record(run_folder, "samples", step=commit.state.step, **summary)
+    report({"kind": "samples", **summary})
+
+
+def averaged_model(config: RunConfig, dataset: Dataset, commit: commits.Commit) -> VideoMAR:
+    """A model of its own with the commit's moving average; training's weights are not touched."""
+    model = VideoMAR(model_config(config, dataset))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes))
+    return model.eval()
+
+
+def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -> Samples:
+    """Continue the first latent frame of held-out clips (of the training set where nothing is held out), one clip per source first."""
+    bucket = Bucket(stage.frames, stage.height, stage.width)
+    split = "held_out" if dataset.manifest.clips(bucket.id, "held_out") else "train"
+    data = dataset.split(bucket.id, split, config.seed)
+    positions = spread_over_sources([data.sample_key(position) for position in range(len(data))], config.sample.videos)
+    batch, frames = data.fetch(positions), latent_shape(bucket, dataset.manifest.spec.stride)[0]
+    latents, text = torch.from_numpy(batch.latents), torch.from_numpy(batch.text)
+    sampling = SamplingConfig(config.sample.iterations, config.sample.head_steps, config.sample.guidance)
+    rngs = [keyed_generator(config.seed, "sample", key) for key in batch.keys]
+    generated = generate(model, latents[:, :1], text, torch.from_numpy(batch.text_length), frames, sampling, rngs)
+    return Samples(
+        captions=[data.caption(position) for position in positions],
+        truth=[dataset.decode(video) for video in batch.latents],
+        generated=[dataset.decode(video) for video in generated.numpy()],
+        given=1,
+    )
+
+
+def spread_over_sources(keys: list[str], count: int) -> list[int]:
+    """Up to `count` positions whose keys ("<source>-<clip>") come from as many sources as there are, in the order of the keys' positions."""
+    rounds: dict[str, int] = {}
+    ranked = []
+    for position, key in enumerate(keys):
+        source = key.rpartition("-")[0]
+        ranked.append((rounds.get(source, 0), position))
+        rounds[source] = rounds.get(source, 0) + 1
+    return [position for _, position in sorted(ranked)[:count]]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 arrays; 99 for equal ones."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return 99.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def psnr_table(samples: Samples) -> dict[str, float]:
+    """Mean PSNR over the clips of the generated frames, and of the last given frame repeated, both against the decoded truth."""
+    given = samples.given
+    own = [psnr(truth[given:], video[given:]) for truth, video in zip(samples.truth, samples.generated, strict=True)]
+    copied = [psnr(truth[given:], np.broadcast_to(truth[given - 1], truth[given:].shape)) for truth in samples.truth]
+    return {"psnr": float(np.mean(own)), "psnr_copy_last_frame": float(np.mean(copied))}

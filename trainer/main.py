@@ -1,0 +1,53 @@
+"""The command line: a thin table of commands; `train` is the default. `python trainer/main.py [command] key=value ...`
+
+The only file of trainer/ that names cluster/, and only in the table: a command's module is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if not __package__:  # run as a script: look modules up beside trainer/, not inside it, where names such as inspection would clash
+    sys.path[0] = sys.path[0].rpartition("/")[0]
+
+import importlib
+import os
+
+from data_pipeline.errors import UserError
+
+COMMANDS = {
+    "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+}
+
+HELP = """usage: python trainer/main.py [command] [key=value ...]
+
+commands:
+{commands}
+
+Keys are those of the recipe, dotted, e.g.
+  python trainer/main.py data.videos=/path/to/videos train.lr=5e-4
+  python trainer/main.py recipe=my-recipe.yaml run.name=second curriculum.stages.0.promotion.max_steps=200
+The shipped recipe trainer/recipes/toy.yaml lists them; it is the default."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 when all was done, 2 for a user's mistake (one line says which), 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help", "help"} & set(arguments[:1]):
+        print(HELP.format(commands="\n".join(f"  {text}" for _, text in COMMANDS.values())))
+        return 0
+    command = arguments.pop(0) if arguments and "=" not in arguments[0] else "train"
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"{command!r} is not a command: choose one of {', '.join(COMMANDS)}, or write overrides as key=value")
+        return importlib.import_module(COMMANDS[command][0]).command(arguments, dict(os.environ))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last commit", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

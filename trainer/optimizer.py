@@ -1,0 +1,26 @@
+"""AdamW's parameter groups and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trainer.config import TrainSection
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices of the trunk decay; vectors (norms, biases, mask token), the null text and the whole head do not (MAR's rule)."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        head_or_vector = parameter.ndim < 2 or name.startswith("head.") or name == "null_text"
+        (plain if head_or_vector else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def adamw(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
+
+
+def learning_rate(train: TrainSection, scale: float, step: int) -> float:
+    """Constant after a linear warm-up over the run's first steps; `scale` is the stage's."""
+    return train.lr * scale * min(1.0, (step + 1) / max(1, train.warmup_steps))

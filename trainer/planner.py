@@ -1,0 +1,42 @@
+"""Which layout a stage runs in: pure arithmetic over (samples per step, world size, largest micro-batch). Refuses with the binding constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_pipeline.errors import UserError
+from trainer.units import MAX_PADDING, padding
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one stage is spread over the workers."""
+
+    dp: int
+    tp: int
+    sp: int
+    zero: int
+    micro_batch: int
+    accumulation: int
+
+
+def global_batch(tokens_per_step: int, frames: int, tokens: int) -> int:
+    """Samples per optimiser step of a bucket of T latent frames of S tokens: the stage fixes tokens, the bucket the samples."""
+    return max(1, round(tokens_per_step / (frames * tokens)))
+
+
+def plan_layout(stage: str, samples: int, world: int, max_micro_batch: int, zero: int) -> Layout:
+    """The layout with the fewest passes whose padding is at most 5 %; smaller micro-batches are tried before refusing."""
+    if samples < world:
+        raise UserError(f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; raise its tokens_per_step or lower cluster.workers")
+    smallest = -(-samples // (world * max_micro_batch))
+    for accumulation in range(smallest, -(-samples // world) + 1):
+        micro_batch = -(-samples // (world * accumulation))
+        if padding(samples, world, micro_batch) <= MAX_PADDING:
+            return Layout(world, 1, 1, zero, micro_batch, -(-samples // (world * micro_batch)))
+    raise UserError(f"stage {stage}: {samples} samples per step do not divide over {world} workers with at most 5 % padding; change tokens_per_step")
+
+
+def usable(world: int, samples: int) -> int:
+    """The largest number of workers, at most `world`, that a step of `samples` samples can be spread over with at most 5 % padding."""
+    return next(count for count in range(min(world, samples), 0, -1) if padding(samples, count, 1) <= MAX_PADDING)

@@ -1,0 +1,135 @@
+"""One rank of one generation: join the process group, build the engine, load the last commit, train one stage, leave.
+
+cluster/ forks this from a warm seat; whatever ends it ends the generation, and the next one starts from the last commit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.buckets import Bucket, latent_shape
+from data_pipeline.loader import Dataset, open_dataset
+from model.config import ModelConfig, named_size
+from model.videomar import VideoMAR
+from trainer import events, lease
+from trainer.batches import Draws, Shape
+from trainer.checkpoint import commit as commits
+from trainer.checkpoint import store
+from trainer.config import RunConfig
+from trainer.curriculum import RunState
+from trainer.engine import Engine
+from trainer.loop import StageTask, run_stage
+from trainer.metrics import MetricsLog, cut_back
+from trainer.planner import global_batch, plan_layout
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
+    """The seat's target. payload: config, run, dataset, rank, world, host, port, generation, threads."""
+    started = perf_counter()
+    config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
+    torch.set_num_threads(payload["threads"])
+    device = join_group(payload, listener)
+    joined = perf_counter()
+    dataset = open_dataset(Path(payload["dataset"]))
+    found = commits.last_commit(run_folder)
+    state = found.state if found else RunState()
+    task = stage_task(config, dataset, state, payload, device)
+    engine = Engine(initial_model(config, task.model).to(device), config.train, task.layout)
+    if found:
+        store.load_fragments(found.folder, engine.fragments())
+        engine.set_optimizer_step(state.step - len(state.skipped))
+        engine.publish_masters()
+    built = perf_counter()
+    log = None
+    if task.rank == 0:
+        dropped, log = cut_back(run_folder, state.step), MetricsLog(run_folder)
+        seconds = {"group": joined - started, "build": built - joined}
+        events.record(run_folder, "layout", stage=task.stage.name, step=state.step, recomputed=dropped, **vars(task.layout), seconds=seconds)
+
+    def publish(metrics: Any) -> None:
+        if log:
+            log.write(metrics)
+            report({"kind": "step", **vars(metrics)})
+
+    event = partial(events.record, run_folder, generation=task.generation) if log else (lambda *args, **fields: None)
+    run_stage(task, engine, state, partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits), publish, event)
+    dist.destroy_process_group()
+
+
+def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch.device:
+    """Join the generation's process group; rank 0 serves the rendezvous on the socket its seat has opened. Returns this rank's device."""
+    rank, world = payload["rank"], payload["world"]
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")  # DeepSpeed reads them
+    listening = {"master_listen_fd": listener.detach()} if listener else {}
+    store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, timedelta(seconds=60), wait_for_workers=False, **listening)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    return device
+
+
+def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
+    """The named size with what the data set dictates: latent channels, text width and length."""
+    spec = dataset.manifest.spec
+    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens}
+    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
+
+
+def initial_model(config: RunConfig, model: ModelConfig) -> VideoMAR:
+    """The same initial weights on every rank of every layout."""
+    torch.manual_seed(config.seed)
+    return VideoMAR(model)
+
+
+def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
+    """The stage the state stands in, for this rank."""
+    stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
+    bucket = Bucket(stage.frames, stage.height, stage.width)
+    frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
+    shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
+    data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
+    return StageTask(
+        stage=stage,
+        train=config.train,
+        layout=plan_layout(stage.name, samples, payload["world"], config.train.micro_batch, config.parallel.zero),
+        rank=payload["rank"],
+        generation=payload["generation"],
+        samples=samples,
+        device=device,
+        model=model,
+        data=data,
+        draws=Draws(config.seed, shape, len(data), model),
+        held_out=held_out,
+        held_out_draws=Draws(config.seed, shape, len(held_out), model, "held_out"),
+    )
+
+
+def commit(run_folder: Path, task: StageTask, engine: Engine, dataset: str, keep: int, state: RunState, reason: str) -> float:
+    """Write this rank's fragments; when all have, rank 0 makes them a commit. Returns the seconds it took."""
+    started = perf_counter()
+    folder = commits.commit_folder(run_folder, state.step, task.generation)
+    folder.mkdir(parents=True, exist_ok=True)
+    records: list[Any] = [None] * dist.get_world_size()
+    own = None
+    if engine.layout.zero or task.rank == 0:  # without ZeRO every rank holds the same
+        path = folder / f"rank-{task.rank:05d}.safetensors"
+        store.save_fragments(path, engine.fragments())
+        own = commits.file_record(path)
+    dist.all_gather_object(records, own)
+    if task.rank == 0:
+        marker = commits.Commit(folder, state, task.generation, dataset, reason)
+        commits.write_marker(folder, marker, [record for record in records if record], partial(lease.holds, run_folder, task.generation))
+        commits.prune(run_folder, keep)
+        events.record(run_folder, "commit", step=state.step, generation=task.generation, reason=reason, seconds=perf_counter() - started)
+    return perf_counter() - started
