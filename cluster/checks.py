@@ -24,8 +24,16 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     for stage in config.curriculum.stages:
         frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), spec.stride)
         if frames < 2:
-            raise UserError(f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}")
-        plan_layout(stage.name, global_batch(stage.tokens_per_step, frames, height * width), config.cluster.workers, config.train.micro_batch, config.parallel.zero)
+            raise UserError(
+                f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}"
+            )
+        plan_layout(
+            stage.name,
+            global_batch(stage.tokens_per_step, frames, height * width),
+            config.cluster.workers,
+            config.train.micro_batch,
+            config.parallel.zero,
+        )
 
 
 def check_samples(config: RunConfig, dataset: Dataset) -> None:

@@ -63,13 +63,17 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
     with session.connect(address, workers * cpus) as ray_session:
         seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
         try:
-            terminal.say(f"ray {'started' if ray_session.private else 'joined'}: {workers} workers of {cpus} CPUs; {len(job.sources.sources)} videos in {job.videos}")
+            terminal.say(
+                f"ray {'started' if ray_session.private else 'joined'}: {workers} workers of {cpus} CPUs; {len(job.sources.sources)} videos in {job.videos}"
+            )
             dataset, reused = datasets.prepare(job, ray_session.cpus, terminal.encoding)
             for line in summary.dataset_lines(job, dataset, reused):
                 terminal.say(line)
             check_samples(config, dataset)
             run = run_folder.open_folder(config)
-            events.record(run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused)
+            events.record(
+                run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
+            )
             Run(config, run, dataset, seats, terminal).to_the_end()
         finally:
             seats.close()
@@ -100,7 +104,9 @@ class Run:
         """Where the last commit stands. Raises UserError when it was made on other data."""
         found = last_commit(self.folder)
         if found and found.dataset != self.dataset.id:
-            raise UserError(f"{self.folder} was trained on another data set than {self.dataset.folder}: the videos have changed; choose another run.name")
+            raise UserError(
+                f"{self.folder} was trained on another data set than {self.dataset.folder}: the videos have changed; choose another run.name"
+            )
         return found.state if found else RunState()
 
     def attempt(self, stage: Stage, state: RunState) -> None:
@@ -115,7 +121,9 @@ class Run:
                 continue
             step = self.state().step
             failures, number = (failures + 1 if step == number else 1), step
-            self.terminal.say(f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}")
+            self.terminal.say(
+                f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
+            )
             if failures > allowed:
                 raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
 

@@ -82,9 +82,7 @@ def encode_dataset(
     """
     load_tokenizer(tokenizer_folder)  # once here, where its error reaches the user as one line
     encoder: Any = ray.remote(Encoder).options(num_cpus=0, scheduling_strategy="SPREAD")
-    records, failures = work_off(
-        chunks, lambda: encoder.remote(spec, tokenizer_folder, folder), min(workers, len(chunks)), on_progress
-    )
+    records, failures = work_off(chunks, lambda: encoder.remote(spec, tokenizer_folder, folder), min(workers, len(chunks)), on_progress)
     if failures:
         raise IncompleteError({chunks[index].name: reason for index, reason in sorted(failures.items())})
     return [records[index] for index in range(len(chunks))]
@@ -138,9 +136,7 @@ def work_off(
     return records, failures
 
 
-def _progress(
-    chunks: Sequence[Chunk], records: Mapping[int, ChunkRecord], failures: Mapping[int, str], seconds: float
-) -> Progress:
+def _progress(chunks: Sequence[Chunk], records: Mapping[int, ChunkRecord], failures: Mapping[int, str], seconds: float) -> Progress:
     return Progress(
         done=sum(len(chunks[index].sources) for index in (*records, *failures)),
         total=sum(len(chunk.sources) for chunk in chunks),

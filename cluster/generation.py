@@ -121,9 +121,7 @@ def _outcome(ends: Sequence[End], last: Sequence[Message | None]) -> Outcome:
     )
 
 
-def _start(
-    seats: Sequence[ActorHandle], target: str, payloads: Sequence[Message], generation: int
-) -> tuple[list[int], list[End]]:
+def _start(seats: Sequence[ActorHandle], target: str, payloads: Sequence[Message], generation: int) -> tuple[list[int], list[End]]:
     """Returns (ranks that run, ranks whose seat was lost). A seat that did not answer counts as lost."""
     try:
         address: Any = ray.get(seats[0].listen.remote())

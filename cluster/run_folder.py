@@ -17,11 +17,15 @@ def check(config: RunConfig, inside_job: bool) -> None:
     """Raises UserError when the folder cannot be this run's: relative inside a job, unwritable, another recipe's, or in use."""
     folder = config.run_folder
     if inside_job and not folder.is_absolute():
-        raise UserError(f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: give an absolute path that every node sees")
+        raise UserError(
+            f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: give an absolute path that every node sees"
+        )
     if (folder / CONFIG).exists():
         saved = yaml.safe_load((folder / CONFIG).read_text())
         if difference := first_difference(saved, config.model_dump(mode="json")):
-            raise UserError(f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it")
+            raise UserError(
+                f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it"
+            )
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
     owner = lease.owner(folder)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, overload
 
 import ray
@@ -22,10 +21,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import child
+from cluster.session import REPOSITORY
 from data_pipeline.errors import UserError
 
 Message = dict[str, Any]
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Seat:

@@ -82,8 +82,10 @@ def _join(address: str) -> None:
     try:
         _probe(address)
         ray.init(address=address, **_common())
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
+    except ValueError as error:  # a malformed address, or a job whose runtime_env sets PYTHONPATH itself
+        raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
 
 
 def _probe(address: str) -> None:

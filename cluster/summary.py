@@ -17,7 +17,9 @@ LISTED = 5
 def dataset_lines(job: EncodeJob, dataset: Dataset, reused: bool) -> list[str]:
     """Sources, clips per bucket, rejects by reason, and every file that could not be read, by name."""
     sources, manifest = dataset.manifest.sources, dataset.manifest
-    clips = ", ".join(f"{bucket}: {manifest.clips(bucket, 'train')} + {manifest.clips(bucket, 'held_out')} held out" for bucket in manifest.buckets)
+    clips = ", ".join(
+        f"{bucket}: {manifest.clips(bucket, 'train')} + {manifest.clips(bucket, 'held_out')} held out" for bucket in manifest.buckets
+    )
     lines = [
         f"data  {'reused' if reused else 'encoded'} {dataset.folder}",
         f"      {sources.total} videos, {sources.ok} used, {sum(sources.rejected.values())} rejected, {len(sources.failed)} unreadable",
@@ -46,9 +48,16 @@ def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
         held_out = [event["held_out_loss"] for event in happened if event["event"] == "evaluation" and event["stage"] == promotion["stage"]]
         seconds = sum(step["step_seconds"] + step["data_seconds"] for step in steps)
         text = f", held-out {held_out[-1]:.4f}" if held_out else ""
-        lines.append(f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} ({promotion['reason']})")
+        lines.append(
+            f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} ({promotion['reason']})"
+        )
     lines.append(
         f"samples: PSNR {samples['psnr']:.1f} dB over generated frames, {samples['psnr_copy_last_frame']:.1f} dB for copying the given frame ({samples['clips']} held-out clips)"
     )
     folder = Path(samples["folder"])
-    return [*lines, f"sample video  {folder / '00.mp4'}", f"contact sheet {folder / 'contact-sheet.png'}", f"report        {run / 'report.html'}"]
+    return [
+        *lines,
+        f"sample video  {folder / '00.mp4'}",
+        f"contact sheet {folder / 'contact-sheet.png'}",
+        f"report        {run / 'report.html'}",
+    ]

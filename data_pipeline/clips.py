@@ -4,6 +4,7 @@ encode.py calls it; it knows nothing of tokenizers or shards."""
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -97,23 +98,20 @@ def split_scenes(pictures: Iterable[Picture], threshold: float) -> Iterator[tupl
 def resample(pictures: Iterable[tuple[int, T]], fps: float) -> Iterator[tuple[int, float, T]]:
     """(scene, time, the picture on display at that time), `fps` times a second from the start of each scene.
 
-    Times decide, never indices, so that a variable rate plays at its true speed.
+    Times decide, never indices, so that a variable rate plays at its true speed; a source slower than `fps` repeats
+    pictures. The last picture before a gap or the end lasts as long as the one before: headers are wrong about it.
     """
-    current: tuple[int, T] | None = None
-    start, tick = 0.0, 0
-    for scene, picture in pictures:
-        if current:
-            same_scene = scene == current[0]
-            end = picture.time if same_scene else current[1].time + current[1].duration
-            while (time := start + tick / fps) < end - SLACK:
-                yield current[0], time, current[1]
-                tick += 1
-        if not current or not same_scene:
-            start, tick = picture.time, 0
-        current = scene, picture
-    if current:
-        while (time := start + tick / fps) < current[1].time + current[1].duration - SLACK:
-            yield current[0], time, current[1]
+    last_scene: int | None = None
+    for current, following in pairwise(chain(pictures, [None])):
+        assert current is not None
+        scene, picture = current
+        if scene != last_scene:
+            last_scene, start, tick = scene, picture.time, 0
+            lasts = min(picture.duration, LONGEST_PICTURE)
+        if following and 0 < following[1].time - picture.time <= LONGEST_PICTURE:
+            lasts = following[1].time - picture.time
+        while (time := start + tick / fps) < picture.time + lasts - SLACK:
+            yield scene, time, picture
             tick += 1
 
 

@@ -42,9 +42,7 @@ class Resizer:
         if picture.quarter_turns % 2:
             height, width = width, height
         try:
-            frame = self._reformatter.reformat(
-                picture.frame, width=width, height=height, format=pixels, interpolation=_SCALING, threads=1
-            )
+            frame = self._reformatter.reformat(picture.frame, width=width, height=height, format=pixels, interpolation=_SCALING, threads=1)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(f"pictures of format {picture.frame.format.name} cannot be converted") from error
         return np.rot90(frame.to_ndarray(), picture.quarter_turns)

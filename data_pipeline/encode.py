@@ -57,9 +57,7 @@ def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
     return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
 
 
-def encode_chunk(
-    chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Path
-) -> ChunkRecord:
+def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Path) -> ChunkRecord:
     """Writes the chunk's shards into the data set's folder, then one record per source; returns what it wrote.
 
     A chunk whose records and shards are already there, made from the same inputs, is returned without work. A source
@@ -103,9 +101,7 @@ def failed_chunk(chunk: Chunk, reason: str) -> ChunkRecord:
     return ChunkRecord(chunk.split, chunk.index, "", outcomes, ())
 
 
-def sample_for_fit(
-    sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos"
-) -> Iterator[np.ndarray]:
+def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos") -> Iterator[np.ndarray]:
     """uint8 clips [F, H, W, 3] to fit a tokenizer on: one per bucket of the first `limit` train sources that have any,
     in hashed order so that they are spread over the folder. Raises UserError, naming `videos`, when none has."""
     brief = replace(spec, max_clips=1)

@@ -2,7 +2,7 @@
 see; the loader knows nothing of ranks, devices or torch."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -46,9 +46,7 @@ class Dataset:
         """Raises UserError when the folder's tokenizer is not the one its latents were made with."""
         tokenizer = load_tokenizer(self.folder / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
-            raise UserError(
-                f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again"
-            )
+            raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
 
     def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
@@ -119,9 +117,7 @@ class SampleSet:
         entry = self._shards[shard]
         reader = ShardReader(self._dataset.folder / entry.bucket / f"{entry.name}.tar")
         if len(reader) != entry.count:
-            raise ShardError(
-                f"shard {reader.path} has {len(reader)} samples, not {entry.count}: encode the data set again"
-            )
+            raise ShardError(f"shard {reader.path} has {len(reader)} samples, not {entry.count}: encode the data set again")
         return reader
 
 
@@ -135,10 +131,10 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-def prefetch(requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2) -> Iterator[Result]:
+def prefetch(requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2) -> Generator[Result, None, None]:
     """Yields fetch(request) in order while a thread works up to `depth` results ahead of the consumer.
 
-    An exception of fetch is raised here, in its place; closing the iterator ends the thread.
+    An exception of fetch is raised here, in its place; close() ends the thread.
     """
     ahead: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:

@@ -71,9 +71,7 @@ def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec) -> str:
     return fingerprint(inputs, spec.to_json(), versions())
 
 
-def build(
-    records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str
-) -> Manifest:
+def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str) -> Manifest:
     """Sums up the records of all chunks. Pure; `videos` (the folder) is only for messages.
 
     Raises UserError when no video could be read, or when a bucket has no train clip, with the reasons.
@@ -82,9 +80,7 @@ def build(
     outcomes = [source for chunk in chunks for source in chunk.sources]
     train = [source for chunk in chunks if chunk.split == TRAIN for source in chunk.sources]
     require_clips(train, [bucket.id for bucket in spec.buckets], videos)
-    buckets = {
-        bucket.id: {split: _shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets
-    }
+    buckets = {bucket.id: {split: _shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
     sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
     return Manifest(fingerprint, spec, tokenizer, text, buckets, statistics(sums), summary(outcomes))
 

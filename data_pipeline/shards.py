@@ -137,9 +137,7 @@ def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:
 
 def _pack(values: np.ndarray, name: str) -> bytes:
     bits = to_bfloat16(values)
-    spec = safetensors.TensorSpec(
-        dtype="bfloat16", shape=list(bits.shape), data_ptr=bits.ctypes.data, data_len=bits.nbytes
-    )
+    spec = safetensors.TensorSpec(dtype="bfloat16", shape=list(bits.shape), data_ptr=bits.ctypes.data, data_len=bits.nbytes)
     return bytes(safetensors.serialize({name: spec}))
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 
-EXTENSIONS = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv")
-)
+EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,7 @@ def list_sources(videos: str | Path, captions: str | Path | None = None) -> Sour
     texts = {} if captions is None else _read_captions(Path(captions))
     owners, unknown = _match(texts, names)
     found = {name: texts[row] for name, row in owners.items()}
-    sources = tuple(
-        Source(_source_id(name), str(root if root.is_file() else root / name), found.get(name, ""), name)
-        for name in names
-    )
+    sources = tuple(Source(_source_id(name), str(root if root.is_file() else root / name), found.get(name, ""), name) for name in names)
     missing = () if captions is None else tuple(name for name in names if name not in found)
     return SourceList(sources, missing, unknown)
 

@@ -13,7 +13,7 @@ from data_pipeline import storage
 from data_pipeline.order import keyed_generator
 from data_pipeline.write_video import write_mp4
 
-VERSION = 1  # raise it when the same request would draw other pictures
+VERSION = 2  # raise it when the same request would draw other pictures
 MARKER = "synthetic.json"  # written last: the folder holds exactly the request it records
 COLOURS = {
     "red": (214, 48, 49),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ModelConfig:
     head_width: int = 1024
     head_depth: int = 3
     head_repeats: int = 4
+    head_output: str = "eps"  # what the head's network emits: eps itself (the paper), or v, from which eps = sigma x_t + alpha v
     diffusion_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -41,6 +43,8 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope_split {self.rope_split} does not divide the {pairs} rotary pairs of a head of {self.head_dim} channels"
             )
+        if self.head_output not in ("eps", "v"):
+            raise ValueError(f"model.head_output is {self.head_output!r}: choose eps or v")
         if not 0.0 < self.mask_ratio_min <= 1.0:
             raise ValueError(f"model.mask_ratio_min is {self.mask_ratio_min}: it must be above 0 and at most 1")
 
@@ -51,14 +55,14 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    "toy": ModelConfig(width=192, depth=6, heads=4, text_width=64, text_tokens=24, head_width=256),
+    "toy": ModelConfig(width=192, depth=5, heads=4, text_width=64, text_tokens=24, head_width=128, head_output="v"),
     "small": ModelConfig(width=512, depth=12, heads=8, head_width=512),
     "videomar-0.4b": ModelConfig(width=1024, depth=24, heads=16),
     "videomar-1.4b": ModelConfig(),
 }
 
 
-def named_size(size: str, **changes: int) -> ModelConfig:
+def named_size(size: str, **changes: Any) -> ModelConfig:
     """The named size with some fields replaced, e.g. the latent channels and text width that a data set dictates."""
     if size not in SIZES:
         raise ValueError(f"model.size {size!r} is unknown: choose one of {', '.join(SIZES)}")

@@ -27,5 +27,7 @@ def load(folder: str | Path) -> VideoMAR:
     model = VideoMAR(ModelConfig(**fields))
     missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     if missing.missing_keys or missing.unexpected_keys:
-        raise ValueError(f"{folder}/model.safetensors does not fit its config.json: missing {missing.missing_keys}, unexpected {missing.unexpected_keys}")
+        raise ValueError(
+            f"{folder}/model.safetensors does not fit its config.json: missing {missing.missing_keys}, unexpected {missing.unexpected_keys}"
+        )
     return model.eval()

@@ -39,7 +39,9 @@ def guidance_weight(final: float, masked: int, tokens: int) -> float:
 class FrameSampler:
     """A video in the making: cached finished frames, the conditional rows first and, under guidance, their null-text twins behind them."""
 
-    def __init__(self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, grid: tuple[int, int], frames: int, config: SamplingConfig) -> None:
+    def __init__(
+        self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, grid: tuple[int, int], frames: int, config: SamplingConfig
+    ) -> None:
         self.model, self.grid, self.config = model, grid, config
         self.branches = 1 if config.guidance == 1.0 else 2
         self.tokens = math.prod(grid)
@@ -72,7 +74,9 @@ class FrameSampler:
         masked = torch.ones(samples, self.tokens, dtype=torch.bool, device=device)
         for start, stop in reveal_schedule(self.config.iterations, self.tokens):
             chosen = order[:, start:stop]
-            hidden = self.hidden(latents, masked).gather(1, chosen.repeat(self.branches, 1)[..., None].expand(-1, -1, self.model.config.width))
+            hidden = self.hidden(latents, masked).gather(
+                1, chosen.repeat(self.branches, 1)[..., None].expand(-1, -1, self.model.config.width)
+            )
             conditional, *null = hidden.flatten(0, 1).chunk(self.branches)
             weight = guidance_weight(self.config.guidance, self.tokens - stop, self.tokens)
             drawn = self.model.head.sample(conditional, null[0] if null else None, weight, self.config.head_steps, temperature, rngs)

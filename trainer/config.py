@@ -118,7 +118,17 @@ class RunConfig(Section):
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
-FREE_KEYS = ("run.root", "cluster", "parallel", "train.micro_batch", "train.commit_every", "train.keep_commits", "train.max_restarts", "sample", "data.root")
+FREE_KEYS = (
+    "run.root",
+    "cluster",
+    "parallel",
+    "train.micro_batch",
+    "train.commit_every",
+    "train.keep_commits",
+    "train.max_restarts",
+    "sample",
+    "data.root",
+)
 
 
 def load(arguments: list[str]) -> RunConfig:
@@ -202,9 +212,13 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        names = list(Stage.__dataclass_fields__) + list(Promotion.__dataclass_fields__) if key.startswith("curriculum.stages") else known_keys()
+        names = (
+            list(Stage.__dataclass_fields__) + list(Promotion.__dataclass_fields__) if key.startswith("curriculum.stages") else known_keys()
+        )
         *parents, last = key.split(".")
-        nearest = difflib.get_close_matches(key, names, 1, 0.6) or [".".join([*parents, n]) for n in difflib.get_close_matches(last, [n.split(".")[-1] for n in names], 1, 0.5)]
+        nearest = difflib.get_close_matches(key, names, 1, 0.6) or [
+            ".".join([*parents, n]) for n in difflib.get_close_matches(last, [n.split(".")[-1] for n in names], 1, 0.5)
+        ]
         return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "; see trainer/recipes/toy.yaml for the keys")
     if first["type"] == "missing":
         return f"{key}: missing; the recipe must give it"

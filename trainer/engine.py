@@ -6,6 +6,7 @@ The loop sees losses in and a step result out; checkpoints see fragments.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import deepspeed
@@ -70,12 +71,18 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate one micro-batch's gradients, and after the last one of a step update the weights."""
         self.deepspeed.backward(loss)
+        if not self.layout.zero and self.deepspeed.is_gradient_accumulation_boundary():
+            # Without ZeRO DeepSpeed keeps no norm and would step into a NaN.
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            self.plain_norm = float(nn.utils.get_total_norm(gradients))
+            if not math.isfinite(self.plain_norm):
+                self.deepspeed.zero_grad()  # to None: the optimiser passes every parameter over
         self.deepspeed.step()
 
     def finish_step(self) -> tuple[float, bool]:
         """(gradient norm before clipping, skipped): a step whose gradients were not finite left weights, moments and average as they were."""
-        norm = float(self.deepspeed.get_global_grad_norm())
-        skipped = bool(getattr(self.optimizer, "overflow", False))
+        norm = float(self.deepspeed.get_global_grad_norm()) if self.layout.zero else self.plain_norm
+        skipped = not math.isfinite(norm)
         if not skipped:
             for group in self.groups:
                 group.ema.lerp_(group.master.detach(), 1.0 - self.ema_decay)
@@ -89,7 +96,12 @@ class Engine:
         """Every piece of every logical tensor this rank holds; over the data-parallel ranks of a ZeRO layout they cover each tensor once."""
         fragments = []
         for group in self.groups:
-            flat = {"weight": group.master.detach(), "exp_avg": group.state["exp_avg"], "exp_avg_sq": group.state["exp_avg_sq"], "ema": group.ema}
+            flat = {
+                "weight": group.master.detach(),
+                "exp_avg": group.state["exp_avg"],
+                "exp_avg_sq": group.state["exp_avg_sq"],
+                "ema": group.ema,
+            }
             for name, start, stop, offset in group.places:
                 views = {kind: tensor.view(-1)[offset : offset + stop - start] for kind, tensor in flat.items()}
                 fragments.append(Fragment(name, start, stop, views))

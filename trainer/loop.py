@@ -56,7 +56,9 @@ Event = Callable[..., None]
 Batches = Iterator[tuple[StepPlan, MicroBatch]]
 
 
-def run_stage(task: StageTask, engine: Engine, state: RunState, commit: Commit, publish: Callable[[StepMetrics], None], event: Event) -> RunState:
+def run_stage(
+    task: StageTask, engine: Engine, state: RunState, commit: Commit, publish: Callable[[StepMetrics], None], event: Event
+) -> RunState:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's."""
     rule, last_commit, saving = task.stage.promotion, state.step, 0.0
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))

@@ -28,13 +28,17 @@ def global_batch(tokens_per_step: int, frames: int, tokens: int) -> int:
 def plan_layout(stage: str, samples: int, world: int, max_micro_batch: int, zero: int) -> Layout:
     """The layout with the fewest passes whose padding is at most 5 %; smaller micro-batches are tried before refusing."""
     if samples < world:
-        raise UserError(f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; raise its tokens_per_step or lower cluster.workers")
+        raise UserError(
+            f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; raise its tokens_per_step or lower cluster.workers"
+        )
     smallest = -(-samples // (world * max_micro_batch))
     for accumulation in range(smallest, -(-samples // world) + 1):
         micro_batch = -(-samples // (world * accumulation))
         if padding(samples, world, micro_batch) <= MAX_PADDING:
             return Layout(world, 1, 1, zero, micro_batch, -(-samples // (world * micro_batch)))
-    raise UserError(f"stage {stage}: {samples} samples per step do not divide over {world} workers with at most 5 % padding; change tokens_per_step")
+    raise UserError(
+        f"stage {stage}: {samples} samples per step do not divide over {world} workers with at most 5 % padding; change tokens_per_step"
+    )
 
 
 def usable(world: int, samples: int) -> int:

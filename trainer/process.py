@@ -56,7 +56,9 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     if task.rank == 0:
         dropped, log = cut_back(run_folder, state.step), MetricsLog(run_folder)
         seconds = {"group": joined - started, "build": built - joined}
-        events.record(run_folder, "layout", stage=task.stage.name, step=state.step, recomputed=dropped, **vars(task.layout), seconds=seconds)
+        events.record(
+            run_folder, "layout", stage=task.stage.name, step=state.step, recomputed=dropped, **vars(task.layout), seconds=seconds
+        )
 
     def publish(metrics: Any) -> None:
         if log:

@@ -13,17 +13,21 @@ from safetensors.numpy import load_file, save
 
 from data_pipeline import storage
 from data_pipeline.buckets import Bucket, Stride, latent_shape
+from data_pipeline.errors import UserError
 from data_pipeline.order import keyed_generator
 
-VERSION = 1
+VERSION = 2  # raise it when the same file would give other latents
 PATCHES_PER_CLIP = 512  # that the fit looks at, of each kind: bounds its time
+DECIMALS = 6  # of the fitted bases: hides the last bits, in which LAPACK depends on the number of threads
+HALF_RANGE = 127.5  # of pixel values
 
 
 @dataclass(frozen=True)
 class LinearTokenizer:
-    """Projections of patches on orthonormal directions; pixels are taken to -1..1, patches are [row, column, colour].
+    """Projections of patches [row, column, colour] on orthonormal directions, in units of half the range of a pixel.
 
-    mean [P] is subtracted from each frame's patch; first [P, C] and group [t * P, C] have orthonormal columns.
+    mean [P], in pixel values, is subtracted from each frame's patch; first [P, C] and group [t * P, C] have orthonormal
+    columns, rounded to DECIMALS.
     """
 
     stride: Stride
@@ -51,11 +55,11 @@ class LinearTokenizer:
             raise ValueError("no clip to fit the linear tokenizer on")
         mean = frame_moments.mean()
         first = _principal(frame_moments.covariance(mean), channels)
-        group = first[:, :0]
+        group = np.zeros((step * size, channels))
         if group_moments.count:
             group = _principal(group_moments.covariance(np.tile(mean, step)), channels)
             group = _turn_towards(group, np.tile(first, (step, 1)))
-        return cls(stride, mean, first, group)
+        return cls(stride, mean, first.round(DECIMALS), group.round(DECIMALS))
 
     @property
     def channels(self) -> int:
@@ -70,7 +74,7 @@ class LinearTokenizer:
         """uint8 [F, H, W, 3] -> raw latents float32 [T, C, h, w]; computed in float64, so that CPUs agree on them."""
         _, height, width = latent_shape(Bucket(*frames.shape[:3]), self.stride)
         step = self.stride[0]
-        patches = _patches(frames, self.stride) - self.mean
+        patches = (_patches(frames, self.stride) - self.mean) / HALF_RANGE
         later = _groups(patches, step) @ self.group / np.sqrt(step)
         latents = np.concatenate([patches[:1] @ self.first, later])
         return latents.swapaxes(1, 2).reshape(-1, self.channels, height, width).astype(np.float32)
@@ -83,10 +87,10 @@ class LinearTokenizer:
         later = (codes[1:] * np.sqrt(step)) @ self.group.T
         later = later.reshape(count - 1, height * width, step, len(self.mean)).swapaxes(1, 2)
         later = later.reshape(-1, height * width, len(self.mean))
-        patches = np.concatenate([codes[:1] @ self.first.T, later]) + self.mean
+        patches = np.concatenate([codes[:1] @ self.first.T, later]) * HALF_RANGE + self.mean
         pixels = patches.reshape(-1, height, width, rows, columns, 3).swapaxes(2, 3)
         pixels = pixels.reshape(-1, height * rows, width * columns, 3)
-        return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
     def save(self, folder: str | Path) -> None:
         arrays = {"mean": self.mean, "first": self.first, "group": self.group}
@@ -98,12 +102,19 @@ class LinearTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "LinearTokenizer":
-        stride = tuple(json.loads((Path(folder) / "tokenizer.json").read_text())["stride"])
-        return cls(stride, **load_file(Path(folder) / "linear.safetensors"))
+        """Bit-exactly what was saved. Raises UserError when another version of this code saved it."""
+        path = Path(folder) / "tokenizer.json"
+        description = json.loads(path.read_text())
+        if description["version"] != VERSION:
+            raise UserError(f"{path} has version {description['version']}, not {VERSION}: encode the data set again")
+        return cls(tuple(description["stride"]), **load_file(Path(folder) / "linear.safetensors"))
 
 
 class _Moments:
-    """First and second moments of vectors, from a bounded sample of each clip."""
+    """First and second moments of uint8 vectors, from a bounded sample of each clip.
+
+    Sums of whole numbers below 2**53 are exact in float64, so neither threads nor the order of addition change a bit.
+    """
 
     def __init__(self, size: int) -> None:
         self.count = 0
@@ -113,6 +124,7 @@ class _Moments:
     def add(self, vectors: np.ndarray, generator: np.random.Generator) -> None:
         if len(vectors) > PATCHES_PER_CLIP:
             vectors = vectors[np.sort(generator.choice(len(vectors), PATCHES_PER_CLIP, replace=False))]
+        vectors = vectors.astype(np.float64)
         self.count += len(vectors)
         self._sum += vectors.sum(axis=0)
         self._products += vectors.T @ vectors
@@ -126,11 +138,11 @@ class _Moments:
 
 
 def _patches(frames: np.ndarray, stride: Stride) -> np.ndarray:
-    """uint8 [F, H, W, 3] -> float64 [F, h * w, P] in -1..1."""
+    """uint8 [F, H, W, 3] -> uint8 [F, h * w, P]."""
     count, height, width, _ = frames.shape
     _, rows, columns = stride
     blocks = frames.reshape(count, height // rows, rows, width // columns, columns, 3).swapaxes(2, 3)
-    return blocks.reshape(count, -1, rows * columns * 3) / 127.5 - 1
+    return blocks.reshape(count, -1, rows * columns * 3)
 
 
 def _groups(patches: np.ndarray, step: int) -> np.ndarray:

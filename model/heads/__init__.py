@@ -21,7 +21,13 @@ class Head(Protocol):
         ...
 
     def sample(
-        self, hidden_MD: Tensor, null_MD: Tensor | None, guidance: float, steps: int, temperature: float, rngs: Sequence[np.random.Generator]
+        self,
+        hidden_MD: Tensor,
+        null_MD: Tensor | None,
+        guidance: float,
+        steps: int,
+        temperature: float,
+        rngs: Sequence[np.random.Generator],
     ) -> Tensor:
         """Latents [M, C] drawn for every row; rows are dealt to `rngs` in equal consecutive parts, one generator per sample."""
         ...

@@ -76,6 +76,7 @@ class DDPMHead(nn.Module):
         super().__init__()
         width, channels = config.head_width, config.latent_channels
         self.channels, self.repeats, self.frequencies = channels, config.head_repeats, 256
+        self.emits_v = config.head_output == "v"
         self.betas = cosine_betas(config.diffusion_steps)
         self.posterior = Posterior(self.betas)
         self.embed = nn.Linear(channels, width)
@@ -88,19 +89,26 @@ class DDPMHead(nn.Module):
 
     def zero_init(self) -> None:
         """adaLN and output layers start at zero: every block starts as the identity and the prediction as 0."""
-        for layer in (*(block.modulation for block in self.blocks), self.final_modulation, self.final):
+        modulations = [module.modulation for module in self.blocks if isinstance(module, AdaLNBlock)]
+        for layer in (*modulations, self.final_modulation, self.final):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def denoise(self, x_RC: Tensor, t_R: Tensor, condition_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, variance interpolation), each like x, from noisy latents at times t and the projected trunk output."""
+        """(eps, variance interpolation), each like x, from noisy latents at times t and the projected trunk output.
+
+        A network that emits v = alpha eps - sigma x0 gives eps = sigma x_t + alpha v: near t = T, where x0 follows from eps
+        divided by an alpha of almost nothing, its errors are not magnified. A head trained for minutes needs that.
+        """
         time = self.time(timestep_embedding(t_R, self.frequencies).to(x_RC.dtype))
         condition, h = F.silu(time + condition_RW), self.embed(x_RC)
         for block in self.blocks:
             h = block(h, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
-        eps, variance = self.final(self.final_norm(h) * (1 + scale) + shift).chunk(2, dim=-1)
-        return eps, variance
+        output, variance = self.final(self.final_norm(h) * (1 + scale) + shift).chunk(2, dim=-1)
+        if not self.emits_v:
+            return output, variance
+        return self.posterior.table("noise", t_R, x_RC) * x_RC + self.posterior.table("signal", t_R, x_RC) * output, variance
 
     def draw(self, rng: np.random.Generator, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         times = rng.integers(0, len(self.betas), (tokens, self.repeats))
@@ -120,7 +128,9 @@ class DDPMHead(nn.Module):
         true_mean = posterior.table("from_x0", t, x0) * x0 + posterior.table("from_xt", t, x0) * xt
         true_log = posterior.table("log_smallest", t, x0)
         mean, log_variance = self.reverse(posterior, eps, variance, xt, t)
-        kl = 0.5 * (log_variance - true_log - 1 + torch.exp(true_log - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance))
+        kl = 0.5 * (
+            log_variance - true_log - 1 + torch.exp(true_log - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance)
+        )
         nll = -discretised_log_likelihood(x0.expand_as(mean), mean, 0.5 * log_variance)
         return torch.where((t == 0)[..., None], nll, kl) / math.log(2.0)
 
@@ -132,7 +142,13 @@ class DDPMHead(nn.Module):
         return mean, fraction * posterior.table("log_largest", t, xt) + (1 - fraction) * posterior.table("log_smallest", t, xt)
 
     def sample(
-        self, hidden_MD: Tensor, null_MD: Tensor | None, guidance: float, steps: int, temperature: float, rngs: Sequence[np.random.Generator]
+        self,
+        hidden_MD: Tensor,
+        null_MD: Tensor | None,
+        guidance: float,
+        steps: int,
+        temperature: float,
+        rngs: Sequence[np.random.Generator],
     ) -> Tensor:
         """Ancestral sampling over `steps` respaced steps; guidance extrapolates eps from the null branch, temperature scales the injected noise."""
         kept, betas = respaced(self.betas, steps)

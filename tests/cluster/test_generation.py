@@ -1,19 +1,22 @@
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import generation
 from cluster.generation import End, Outcome, first_cause
 from cluster.seats import Seats, make_seats
-from cluster.session import Session
-from tests.cluster.conftest import is_gone
+from cluster.session import REPOSITORY, Session
+from tests.cluster.conftest import MARK, is_gone, until_gone
 
 pytestmark = pytest.mark.timeout(120)
 TARGETS = "tests.cluster.targets"
@@ -116,7 +119,7 @@ def test_a_peer_that_would_wait_for_ever_is_ended(run: Run) -> None:
 
 def test_a_lost_seat_is_named_and_can_be_replaced(run: Run, seats: Seats) -> None:
     place = 1
-    pid = ray.get(seats[place].warm.remote())["pid"]
+    pid = seats.warm()[place]["pid"]
 
     def kill_the_seat(rank: int, message: dict[str, Any]) -> None:
         if rank == place:
@@ -145,6 +148,35 @@ def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
         run("commit_on_sigterm", world=2, commit=str(run.folder / "commit"))
     assert (run.folder / "commit").read_text() == "whole"
     assert all(is_gone(pid) for pid in pids)
+
+
+DRIVER = """
+import sys
+from cluster import generation, seats, session
+with session.connect(None, cpus=2):
+    made = seats.make_seats(2, 1, preload=[], threads=1)
+    payloads = [{"log": f"{sys.argv[1]}/log", "commit": f"{sys.argv[1]}/commit-{rank}"} for rank in range(2)]
+    report = lambda rank, message: print(message["pid"], flush=True)
+    generation.run(made, "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
+"""
+
+
+@pytest.mark.parametrize(("number", "committed"), [(signal.SIGINT, True), (signal.SIGKILL, False)])
+def test_a_driver_that_is_interrupted_or_killed_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, committed: bool
+) -> None:
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    with tempfile.TemporaryDirectory(prefix="vm-") as folder:  # Ray's, which a killed driver cannot remove
+        monkeypatch.setenv("TMPDIR", folder)
+        with subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path], stdout=subprocess.PIPE, text=True) as driver:
+            assert driver.stdout is not None
+            up = [driver.stdout.readline() for _ in range(2)]
+            driver.send_signal(number)
+        assert all(up)
+        assert until_gone(mark) == []
+    assert [(tmp_path / f"commit-{rank}").exists() for rank in range(2)] == [committed] * 2
 
 
 def test_generations_follow_each_other_on_the_same_seats(run: Run) -> None:

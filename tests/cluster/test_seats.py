@@ -142,7 +142,7 @@ def test_the_death_of_the_fork_server_is_an_end_and_the_next_start_makes_a_new_o
 def test_a_process_dies_with_its_seat_and_the_seat_can_be_replaced(seats: Seats, tmp_path: Path) -> None:
     pid = start(seats[1], tmp_path, "sleep")
     server = first(seats[1])["server"]
-    os.kill(ray.get(seats[1].warm.remote())["pid"], signal.SIGKILL)
+    os.kill(seats.warm()[1]["pid"], signal.SIGKILL)
     assert is_gone(pid)
     assert is_gone(server)
     seats.replace(1)

@@ -45,9 +45,7 @@ def encode_folder(videos: Path, folder: Path, spec: EncodeSpec = SPEC) -> Encode
     text = HashingText(spec.text_width, spec.text_tokens)
     records = [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in plan_chunks(sources, spec)]
     name = manifest.dataset_fingerprint(sources, spec)
-    built = manifest.build(
-        records, spec, str(videos), fingerprint=name, tokenizer=tokenizer.fingerprint, text=text.fingerprint
-    )
+    built = manifest.build(records, spec, str(videos), fingerprint=name, tokenizer=tokenizer.fingerprint, text=text.fingerprint)
     manifest.write(built, folder)
     return Encoded(sources, spec, tokenizer, text, records, open_dataset(folder))
 
@@ -61,15 +59,14 @@ def moving_frames(count: int, height: int, width: int, seed: int = 0) -> np.ndar
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     frames = [
-        np.stack([127 + 100 * np.sin((x - 2 * t) / 9 + y / 13 * (c + 1) + phase[c]) for c in range(3)], axis=-1)
-        for t in range(count)
+        np.stack([127 + 100 * np.sin((x - 2 * t) / 9 + y / 13 * (c + 1) + phase[c]) for c in range(3)], axis=-1) for t in range(count)
     ]
     return np.stack(frames).astype(np.uint8)
 
 
 @pytest.fixture
 def write_video(tmp_path: Path) -> Callable[..., Path]:
-    """write_video(frames, times_ms=None, name="video.mp4", pixels="yuv420p", gop=12): any size, any presentation times."""
+    """write_video(frames, times_ms, name, pixels, gop) -> path: any size, any presentation times."""
 
     def write(
         frames: np.ndarray,

@@ -44,9 +44,7 @@ def test_the_first_frame_alone_and_then_groups_make_the_latent_frames() -> None:
     assert latent_shape(Bucket(1, 64, 64), (4, 8, 8)) == (1, 8, 8)
 
 
-@pytest.mark.parametrize(
-    ("bucket", "named"), [("16x64x64", "16 frames"), ("17x60x64", "height 60"), ("17x64x60", "width 60")]
-)
+@pytest.mark.parametrize(("bucket", "named"), [("16x64x64", "16 frames"), ("17x60x64", "height 60"), ("17x64x60", "width 60")])
 def test_a_bucket_that_the_stride_does_not_divide_is_refused_by_the_side_at_fault(bucket: str, named: str) -> None:
     with pytest.raises(ValueError, match=f"{bucket}.*{named}"):
         latent_shape(Bucket.parse(bucket), (4, 8, 8))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import lease
 from data_pipeline.errors import UserError
+from trainer import lease
 
 pytestmark = pytest.mark.timeout(60)
 

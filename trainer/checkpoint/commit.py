@@ -53,7 +53,13 @@ def write_marker(folder: Path, commit: Commit, files: list[dict[str, Any]], is_c
     """Make a commit valid, last of all and at once. Raises Fenced when a newer generation owns the run."""
     if not is_current():
         raise Fenced(f"generation {commit.generation} no longer owns this run: {folder} is not committed")
-    marker = {"generation": commit.generation, "dataset": commit.dataset, "reason": commit.reason, "state": asdict(commit.state), "files": files}
+    marker = {
+        "generation": commit.generation,
+        "dataset": commit.dataset,
+        "reason": commit.reason,
+        "state": asdict(commit.state),
+        "files": files,
+    }
     write_durably(folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
 

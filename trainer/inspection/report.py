@@ -81,7 +81,10 @@ def samples_section(samples: Record | None) -> str:
         f"Held-out clips after step {samples['step']}: PSNR {samples['psnr']:.1f} dB over the generated frames, "
         f"{samples['psnr_copy_last_frame']:.1f} dB for repeating the given frame."
     )
-    return section("What does it look like?", f'<figure><img alt="contact sheet: truth above, generated below" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>')
+    return section(
+        "What does it look like?",
+        f'<figure><img alt="contact sheet: truth above, generated below" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>',
+    )
 
 
 def stage_starts(metrics: Sequence[Record]) -> list[tuple[float, str]]:
@@ -100,7 +103,10 @@ def loss_charts(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
     held_out = Line("held-out", [(event["step"], event["held_out_loss"]) for event in happened if event["event"] == "evaluation"])
     frames = max(len(step["loss_by_frame"]) for step in metrics)
     by_frame = [
-        Line(f"frame {frame}", [(s["step"], value) for s in metrics if len(s["loss_by_frame"]) > frame and (value := s["loss_by_frame"][frame]) is not None])
+        Line(
+            f"frame {frame}",
+            [(s["step"], value) for s in metrics if len(s["loss_by_frame"]) > frame and (value := s["loss_by_frame"][frame]) is not None],
+        )
         for frame in range(frames)
     ]
     marks = stage_starts(metrics)
@@ -118,8 +124,15 @@ def speed_charts(metrics: Sequence[Record]) -> str:
         return Line(name, [(step["step"], value(step)) for step in metrics])
 
     marks = stage_starts(metrics)
-    tokens = [series("tokens/s", lambda s: s["tokens_per_second"]), series("supervised tokens/s", lambda s: s["supervised_tokens_per_second"])]
-    seconds = [series("compute", lambda s: s["step_seconds"]), series("data wait", lambda s: s["data_seconds"]), series("commit", lambda s: s["checkpoint_seconds"])]
+    tokens = [
+        series("tokens/s", lambda s: s["tokens_per_second"]),
+        series("supervised tokens/s", lambda s: s["supervised_tokens_per_second"]),
+    ]
+    seconds = [
+        series("compute", lambda s: s["step_seconds"]),
+        series("data wait", lambda s: s["data_seconds"]),
+        series("commit", lambda s: s["checkpoint_seconds"]),
+    ]
     return chart("tokens per second", [line.smoothed() for line in tokens], marks) + chart("seconds per step", seconds, marks)
 
 

@@ -1,0 +1,147 @@
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline import manifest
+from data_pipeline.encode import encode_chunk, failed_chunk, held_out_ids, plan_chunks, sample_for_fit
+from data_pipeline.errors import UserError
+from data_pipeline.records import HELD_OUT, TRAIN, SourceRecord
+from data_pipeline.sources import Source, list_sources
+from data_pipeline.tokenizers.linear import LinearTokenizer
+
+from .conftest import SPEC, Encoded, bytes_by_name, encode_folder
+
+
+def fake_sources(count: int) -> list[Source]:
+    return [Source(f"{number:016x}", f"/videos/{number}.mp4", "", f"{number}.mp4") for number in range(count)]
+
+
+@given(st.integers(1, 60), st.floats(0, 0.99), st.integers(1, 9), st.integers(0, 5))
+def test_every_source_is_in_exactly_one_chunk_and_both_splits_have_some(count: int, held_out: float, per_shard: int, seed: int) -> None:
+    spec = replace(SPEC, held_out=held_out, sources_per_shard=per_shard, seed=seed)
+    chunks = plan_chunks(fake_sources(count), spec)
+    dealt = [source.id for chunk in chunks for source in chunk.sources]
+    assert sorted(dealt) == [source.id for source in fake_sources(count)]
+    assert {chunk.split for chunk in chunks} == ({TRAIN, HELD_OUT} if count > 1 else {TRAIN})
+    assert len({chunk.name for chunk in chunks}) == len(chunks)
+    assert max(len(chunk.sources) for chunk in chunks) <= per_shard
+
+
+def test_a_source_stays_held_out_when_others_join() -> None:
+    few, many = (held_out_ids(fake_sources(count), replace(SPEC, held_out=0.3)) for count in (30, 200))
+    assert few == {id for id in many if int(id, 16) < 30}
+    assert 0.2 < len(many) / 200 < 0.4
+
+
+def test_splits_share_no_source(encoded: Encoded) -> None:
+    sets = [encoded.dataset.split("5x32x32", split, seed=0) for split in (TRAIN, HELD_OUT)]
+    train, held_out = ({s.sample_key(n).split("-")[0] for n in range(len(s))} for s in sets)
+    assert train
+    assert held_out
+    assert not train & held_out
+
+
+def test_encoding_twice_gives_the_same_bytes_in_every_file(encoded: Encoded, synthetic_videos: Path, tmp_path: Path) -> None:
+    again = encode_folder(synthetic_videos, tmp_path)
+    assert bytes_by_name(tmp_path) == bytes_by_name(encoded.dataset.folder)
+    assert again.dataset.id == encoded.dataset.id
+
+
+def test_any_order_of_chunks_gives_the_same_bytes(encoded: Encoded, tmp_path: Path) -> None:
+    for chunk in reversed(plan_chunks(encoded.sources, encoded.spec)):
+        encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path)
+    expected = bytes_by_name(encoded.dataset.folder)
+    assert bytes_by_name(tmp_path).items() <= expected.items()
+
+
+def test_a_finished_chunk_is_not_worked_on_again(encoded: Encoded, tmp_path: Path) -> None:
+    shutil.copytree(encoded.dataset.folder, tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    chunks = plan_chunks(encoded.sources, encoded.spec)
+    again = [encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path) for chunk in chunks]
+    assert again == encoded.records
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("lost", ["shard-000001.tar", "shard-000001.idx", "record", "torn"])
+def test_a_chunk_of_which_anything_is_missing_is_made_again(encoded: Encoded, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(encoded.dataset.folder, tmp_path, dirs_exist_ok=True)
+    chunk = next(chunk for chunk in plan_chunks(encoded.sources, encoded.spec) if chunk.name == "shard-000001")
+    if lost == "record":
+        (tmp_path / "sources" / f"{chunk.sources[-1].id}.json").unlink()
+    elif lost == "torn":
+        (tmp_path / "5x32x32" / "shard-000001.tar").write_bytes(b"half")
+    else:
+        (tmp_path / "5x32x32" / lost).unlink()
+    encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path)
+    assert bytes_by_name(tmp_path) == bytes_by_name(encoded.dataset.folder)
+
+
+@pytest.mark.parametrize("change", ["caption", "spec", "file"])
+def test_a_chunk_made_from_other_inputs_is_made_again(encoded: Encoded, tmp_path: Path, change: str) -> None:
+    shutil.copytree(encoded.dataset.folder, tmp_path, dirs_exist_ok=True)
+    chunk, spec = plan_chunks(encoded.sources, encoded.spec)[0], encoded.spec
+    first = chunk.sources[0]
+    if change == "caption":
+        chunk = replace(chunk, sources=(replace(first, caption="another"), *chunk.sources[1:]))
+    elif change == "file":
+        longer = tmp_path / "longer.mp4"
+        longer.write_bytes(Path(first.path).read_bytes() + b"\0\0\0\x08free")
+        chunk = replace(chunk, sources=(replace(first, path=str(longer)), *chunk.sources[1:]))
+    else:
+        spec = replace(spec, max_clips=1)
+    record = encode_chunk(chunk, spec, encoded.tokenizer, encoded.text, tmp_path)
+    assert record.work != encoded.records[0].work
+
+
+def test_records_survive_json_and_name_every_outcome(encoded: Encoded, synthetic_videos: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(synthetic_videos, videos)
+    (videos / "broken.mp4").write_bytes(b"not a video")
+    folder = tmp_path / "dataset"
+    made = encode_folder(videos, folder)
+    outcomes = {source.name: source for record in made.records for source in record.sources}
+    assert len(outcomes) == 13
+    assert (outcomes["broken.mp4"].status, outcomes["broken.mp4"].reason[:12]) == ("failed", "Invalid data")
+    assert outcomes["clip-00000.mp4"].clips == {"5x32x32": 4, "9x48x48": 2}
+    assert outcomes["clip-00000.mp4"].values["9x48x48"][0]["luma_std"] > 0
+    for outcome in outcomes.values():
+        assert SourceRecord.from_json(asdict(outcome)) == outcome
+    summary = made.dataset.manifest.sources
+    assert (summary.total, summary.ok, list(summary.failed)) == (13, 12, ["broken.mp4"])
+
+
+def test_a_chunk_that_could_not_be_worked_on_fails_all_its_sources() -> None:
+    (chunk,) = plan_chunks(fake_sources(1), SPEC)
+    record = failed_chunk(chunk, "its worker died 3 times")
+    assert [(source.name, source.status) for source in record.sources] == [("0.mp4", "failed")]
+    assert record.clips == 0
+
+
+def test_the_sample_for_fitting_comes_from_train_sources_alone(encoded: Encoded) -> None:
+    train = [source for source in encoded.sources if source.id not in held_out_ids(encoded.sources, encoded.spec)]
+    everything = LinearTokenizer.fit(sample_for_fit(encoded.sources, encoded.spec))
+    held = [replace(source, path="/gone.mp4") if source not in train else source for source in encoded.sources]
+    assert LinearTokenizer.fit(sample_for_fit(held, encoded.spec)).fingerprint == everything.fingerprint
+    assert len(list(sample_for_fit(encoded.sources, encoded.spec, limit=2))) == 4
+
+
+def test_a_folder_without_a_readable_video_is_named_with_the_first_reasons(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.mp4").write_bytes(b"words")
+    sources = list_sources(tmp_path).sources
+    with pytest.raises(UserError, match=rf"no readable video in {tmp_path}: .*\.mp4: Invalid data.*and 2 more"):
+        list(sample_for_fit(sources, replace(SPEC, held_out=0), videos=str(tmp_path)))
+
+
+def test_encoding_and_loading_never_import_torch(encoded: Encoded) -> None:
+    code = "import sys, data_pipeline.encode, data_pipeline.text.hashing\n"
+    code += f"import data_pipeline.loader as l; d = l.open_dataset({str(encoded.dataset.folder)!r})\n"
+    code += "d.split('5x32x32', 'train', 0).fetch([0]); d.tokenizer; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(manifest.__file__).parents[1])

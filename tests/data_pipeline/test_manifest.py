@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline import manifest
+from data_pipeline.buckets import Bucket
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import LatentStatistics, denormalise, normalise
+from data_pipeline.records import TRAIN, ChunkRecord, LatentSums, SourceRecord
+
+from .conftest import SPEC, Encoded
+
+
+def build(records: list[ChunkRecord]) -> manifest.Manifest:
+    return manifest.build(records, SPEC, "some/videos", fingerprint="f", tokenizer="k", text="t")
+
+
+def test_a_manifest_is_read_back_as_it_was_written(encoded: Encoded, tmp_path: Path) -> None:
+    manifest.write(encoded.dataset.manifest, tmp_path)
+    assert manifest.read(tmp_path) == encoded.dataset.manifest
+    assert manifest.dataset_id(tmp_path) == encoded.dataset.id
+
+
+def test_counts_are_those_of_the_shards(encoded: Encoded) -> None:
+    found = encoded.dataset.manifest
+    for bucket in ("5x32x32", "9x48x48"):
+        total = sum(shard.count for record in encoded.records for shard in record.shards if shard.bucket == bucket)
+        assert found.clips(bucket, "train") + found.clips(bucket, "held_out") == total
+    assert found.sources.total == found.sources.ok == 12
+
+
+def test_statistics_are_those_of_the_train_latents(encoded: Encoded) -> None:
+    sets = [encoded.dataset.split(bucket.id, "train", seed=0) for bucket in SPEC.buckets]
+    raw = [encoded.dataset.denormalise(samples.fetch(range(len(samples))).latents) for samples in sets]
+    statistics = encoded.dataset.manifest.statistics
+    for kind, part in enumerate((slice(0, 1), slice(1, None))):
+        values = np.concatenate([latents[:, part].reshape(-1, SPEC.channels) for latents in raw])
+        np.testing.assert_allclose(values.mean(axis=0), statistics.mean[kind], atol=1e-4)
+        np.testing.assert_allclose(values.std(axis=0), statistics.std[kind], rtol=1e-4)
+
+
+def test_normalising_centres_channels_and_keeps_their_relative_sizes() -> None:
+    statistics = LatentStatistics(mean=((1.0, -2.0), (0.5, 0.0)), std=((3.0, 4.0), (6.0, 8.0)))
+    np.testing.assert_allclose(statistics.scale(), np.sqrt([12.5, 50]))
+    latents = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
+    values = normalise(latents, statistics)
+    np.testing.assert_allclose(values[:, 0], (latents[:, 0] - [1, -2]) / np.sqrt(12.5), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values[:, 2], (latents[:, 2] - [0.5, 0]) / np.sqrt(50), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(denormalise(values, statistics), latents, atol=1e-5)
+
+
+def test_a_kind_of_latent_that_never_occurs_is_left_alone() -> None:
+    statistics = manifest.statistics(LatentSums.of(np.ones((1, 2, 3, 3), np.float32)))
+    assert statistics.mean == ((1, 1), (0, 0))
+    assert statistics.std == ((0, 0), (1, 1))
+    assert list(statistics.scale()) == [1, 1]
+
+
+def test_a_bucket_that_no_train_clip_fits_is_named_with_the_counts_by_reason() -> None:
+    rejected = {"9x48x48": {"too_short": 2, "too_small": 1}}
+    sources = (
+        SourceRecord("a", "a.mp4", "ok", clips={"5x32x32": 1, "9x48x48": 0}, rejected=rejected),
+        SourceRecord("b", "b.mp4", "failed", "Invalid data"),
+    )
+    with pytest.raises(UserError, match=r"bucket 9x48x48 \(too_short 2, too_small 1, unreadable 1\)"):
+        build([ChunkRecord(TRAIN, 0, "", sources, ())])
+
+
+def test_a_folder_without_a_readable_video_is_named() -> None:
+    sources = tuple(SourceRecord(name, f"{name}.mp4", "failed", "Invalid data") for name in "abcde")
+    with pytest.raises(UserError, match=r"some/videos: a\.mp4: Invalid data; .*; and 2 more"):
+        build([ChunkRecord(TRAIN, 0, "", sources, ())])
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "No such file"), ("{", "damaged"), ("[]", "schema None"), ('{"schema": 99}', "schema 99")],
+)
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, content: str | None, named: str) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=rf"manifest\.json.*{named}"):
+        manifest.read(tmp_path)
+
+
+def test_the_fingerprint_follows_inputs_and_settings_but_not_places_or_times(encoded: Encoded, tmp_path: Path) -> None:
+    sources = encoded.sources
+    name = manifest.dataset_fingerprint(sources, SPEC)
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(Path(sources[0].path).read_bytes())
+    moved = [replace(sources[0], path=str(copy)), *sources[1:]]
+    assert manifest.dataset_fingerprint(moved, SPEC) == name
+    others = [
+        manifest.dataset_fingerprint(sources[1:], SPEC),
+        manifest.dataset_fingerprint([replace(sources[0], caption="x"), *sources[1:]], SPEC),
+        manifest.dataset_fingerprint(sources, replace(SPEC, buckets=(Bucket(5, 32, 32),))),
+    ]
+    copy.write_bytes(copy.read_bytes() + b"more")
+    others.append(manifest.dataset_fingerprint(moved, SPEC))
+    assert len({name, *others}) == 5
+
+
+def test_the_file_is_plain_json_that_people_can_read(encoded: Encoded) -> None:
+    value = json.loads((encoded.dataset.folder / "manifest.json").read_text())
+    assert (value["schema"], value["generation"], value["spec"]["buckets"]) == (1, 0, ["5x32x32", "9x48x48"])
+    assert value["buckets"]["5x32x32"]["train"][0]["name"] == "shard-000000"

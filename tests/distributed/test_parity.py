@@ -1,0 +1,80 @@
+"""Promise 1, first form: the losses of a recipe do not depend on the number of workers, on ZeRO, on the micro-batch or on restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.harness import RankFailed, run_ranks
+from tests.distributed.training import recipe, stage, train
+from trainer import lease
+from trainer.checkpoint.commit import commits, last_commit
+from trainer.config import RunConfig
+
+STEPS = 20
+STAGES = [stage("long", STEPS)]
+
+
+def losses(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in lines]
+
+
+def train_on(world: int, run: Path, dataset: Path, config: RunConfig, plant: str = "", die_at: int = 0) -> list[dict[str, Any]]:
+    """metrics.jsonl after one generation on `world` processes."""
+    run.mkdir(exist_ok=True)
+    lease.draw(run)
+    return run_ranks(world, train, config, run, dataset, plant, die_at)[0]
+
+
+def largest_relative_difference(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+    assert len(found) == len(expected) == STEPS
+    return max(abs(a - b) / abs(b) for a, b in zip(losses(found), losses(expected), strict=True))
+
+
+@pytest.fixture(scope="module")
+def one_worker(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    lines = train_on(1, tmp_path_factory.mktemp("one") / "run", tiny_dataset, recipe(STAGES))
+    assert all(line["grad_norm"] > 0.05 for line in lines), "clipping must be active in every step"
+    assert losses(lines)[-1] < losses(lines)[0]
+    return lines
+
+
+@pytest.mark.parametrize(("world", "settings"), [(2, {}), (2, {"zero": 0}), (1, {"micro_batch": 7}), (2, {"micro_batch": 5})])
+def test_losses_equal_one_worker(
+    world: int, settings: dict[str, int], one_worker: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    lines = train_on(world, tmp_path / "run", tiny_dataset, recipe(STAGES, **settings))
+    assert lines[0]["dp"] == world
+    assert largest_relative_difference(lines, one_worker) <= 1e-5
+
+
+@pytest.mark.parametrize("mistake", ["noise by rank", "wrong mask on one rank", "mean of each rank", "padding counts"])
+def test_a_planted_mistake_is_noticed(mistake: str, one_worker: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path) -> None:
+    lines = train_on(2, tmp_path / "run", tiny_dataset, recipe(STAGES), mistake)
+    assert largest_relative_difference(lines, one_worker) > 1e-5
+
+
+def test_a_killed_worker_and_a_change_of_world_size_leave_no_trace(
+    one_worker: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", recipe(STAGES, commit_every=6)
+    with pytest.raises(RankFailed, match="rank 0 died"):
+        train_on(2, run, tiny_dataset, config, die_at=9)
+    found = last_commit(run)
+    assert found is not None
+    assert found.state.step == 6
+    lines = train_on(1, run, tiny_dataset, config)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert largest_relative_difference(lines, one_worker) <= 1e-5
+
+
+def test_stages_follow_each_other_from_their_commits(tiny_dataset: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", recipe([stage("short", 4, frames=5), stage("long", 3)])
+    train_on(2, run, tiny_dataset, config)
+    lines = train_on(2, run, tiny_dataset, config)
+    assert [line["stage"] for line in lines] == ["short"] * 4 + ["long"] * 3
+    assert [len(line["loss_by_frame"]) for line in lines] == [2] * 4 + [3] * 3
+    newest = commits(run)[0].state
+    assert (newest.stage, newest.samples) == (2, {"5x32x32": 4 * 39, "9x32x32": 3 * 39})

@@ -1,0 +1,104 @@
+"""What the distributed tests run on every rank: the real trainer process on the tiny data set, with a model that has no blind spots."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import model.videomar
+import trainer.batches
+import trainer.loop
+from model.config import SIZES, ModelConfig
+from tests.model.conftest import awake
+from trainer import lease, process
+from trainer.config import RunConfig
+from trainer.metrics import read_metrics
+
+SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_depth=2)
+
+
+def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
+    """A tiny recipe that tests can trust to notice mistakes: high learning rate, no warm-up, clipping always active."""
+    settings = {
+        "lr": 2e-3,
+        "clip": 0.05,
+        "ema": 0.9,
+        "micro_batch": 20,
+        "evaluate_every": 8,
+        "evaluate_samples": 4,
+        "commit_every": 100,
+        **train,
+    }
+    zero = settings.pop("zero", 1)
+    return RunConfig.model_validate(
+        {
+            "model": {"size": "tiny"},
+            "train": settings,
+            "parallel": {"zero": zero},
+            "curriculum": {"stages": stages},
+            "run": {"name": "test"},
+        }
+    )
+
+
+def stage(name: str, steps: int, frames: int = 9, samples: int = 39) -> dict[str, Any]:
+    """A stage of the 32x32 buckets; 39 samples do not divide, so some micro-batches are padded."""
+    tokens = samples * 16 * (1 + (frames - 1) // 4)
+    return {"name": name, "frames": frames, "height": 32, "width": 32, "tokens_per_step": tokens, "promotion": {"max_steps": steps}}
+
+
+def train(
+    rank: int,
+    world: int,
+    host: str,
+    port: int,
+    listener: Any,
+    config: RunConfig,
+    run: Path,
+    dataset: Path,
+    plant: str = "",
+    die_at: int = 0,
+) -> list[dict[str, Any]]:
+    """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake to make, `die_at` a step to die in."""
+    torch.set_num_threads(1)
+    sleeping = process.initial_model
+    payload = {
+        "config": config.model_dump(),
+        "run": str(run),
+        "dataset": str(dataset),
+        "rank": rank,
+        "world": world,
+        "host": host,
+        "port": port,
+    }
+
+    def report(message: dict[str, Any]) -> None:
+        if message["step"] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with patch.object(process, "initial_model", lambda *given: awake(sleeping(*given))), planted(plant, rank):
+        process.run(payload | {"threads": 1, "generation": lease.current(run)}, report, listener)
+    return read_metrics(run)
+
+
+def planted(name: str, rank: int) -> Any:
+    """A mistake, made on the ranks where it would be made: the parity test must notice each."""
+    loop, batches = trainer.loop, trainer.batches
+    if name == "noise by rank":
+        return patch.object(batches, "keyed_generator", lambda *key: ORDER(*key, rank))
+    if name == "wrong mask on one rank":
+        return patch.object(model.videomar, "frame_causal", (lambda query, key: key == query) if rank else model.videomar.frame_causal)
+    if name == "mean of each rank":
+        # The classic: every rank divides by its own tokens and the group averages the means.
+        return patch.object(loop, "weighted_losses", lambda *given: RIGHT_LOSSES(*given) * (1.02 if rank else 0.98))
+    if name == "padding counts":
+        return patch.object(loop, "weighted_losses", lambda engine, batch, device: engine(batch.inputs))
+    return patch.object(loop, "RIGHT", True, create=True)
+
+
+ORDER, RIGHT_LOSSES = trainer.batches.keyed_generator, trainer.loop.weighted_losses

@@ -1,0 +1,126 @@
+"""The training forward: sizes, causality, padding, independence of samples, every parameter in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import SIZES, ModelConfig, named_size
+from model.supervision import TrainingBatch
+from model.videomar import VideoMAR
+from model.visibility import Visibility, frame_causal
+
+MakeBatch = Callable[..., TrainingBatch]
+
+
+def size_of(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VideoMAR(config).parameters())
+
+
+def hidden(model: VideoMAR, batch: TrainingBatch) -> torch.Tensor:
+    """Trunk outputs [B, L, D] of the training forward, caught on the way to the head."""
+    caught = []
+    hook = model.norm.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    model(batch)
+    hook.remove()
+    return caught[0]
+
+
+def test_the_paper_size_has_1_383_billion_parameters() -> None:
+    assert size_of(SIZES["videomar-1.4b"]) == pytest.approx(1.383e9, rel=0.005)
+
+
+@pytest.mark.parametrize("heads", [4, 8])
+def test_the_toy_has_three_to_six_million_parameters(heads: int) -> None:
+    assert 3e6 < size_of(named_size("toy", heads=heads)) < 6e6
+
+
+def test_an_unknown_size_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model.size 'huge' is unknown: choose one of toy, "):
+        named_size("huge")
+
+
+@pytest.mark.parametrize("changes", [{"width": 100, "heads": 3}, {"width": 24, "heads": 4}, {"depth": 0}, {"mask_ratio_min": 0.0}])
+def test_fields_that_do_not_fit_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"model\."):
+        ModelConfig(**changes)
+
+
+def test_a_later_frame_changes_no_earlier_hidden_state(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    tokens = batch.latents.shape[2] * batch.latents.shape[3]
+    before = hidden(model, batch)
+    last = batch.latents.shape[1] - 1
+    changed = batch.latents.clone()
+    changed[:, last] += 1.0
+    after = hidden(model, replace(batch, latents=changed, masked=torch.zeros_like(batch.masked)))
+    clean = hidden(model, replace(batch, masked=torch.zeros_like(batch.masked)))
+    assert torch.equal(after[:, : last * tokens], clean[:, : last * tokens])
+    assert not torch.equal(after[:, last * tokens :], clean[:, last * tokens :])
+    assert before.shape == after.shape
+
+
+def test_a_masked_latent_is_not_seen_by_anything(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    latents = batch.latents.clone().flatten(1, 3)
+    latents[batch.masked] += 5.0
+    assert torch.equal(hidden(model, batch), hidden(model, replace(batch, latents=latents.view_as(batch.latents))))
+
+
+def test_text_padding_changes_nothing_and_real_text_does(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    padded, real = batch.text.clone(), batch.text.clone()
+    for row, length in enumerate(batch.text_length.tolist()):
+        padded[row, length:] = 9.0
+    real[0, 0] += 1.0
+    assert torch.equal(model(batch), model(replace(batch, text=padded)))
+    assert not torch.equal(model(batch)[0], model(replace(batch, text=real))[0])
+
+
+def test_a_dropped_caption_is_the_null_text_whatever_it_said(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = replace(make_batch(), drop_text=torch.ones(3, dtype=torch.bool))
+    assert torch.equal(model(batch), model(replace(batch, text=batch.text + 1.0, text_length=batch.text_length - 1)))
+
+
+def test_a_batch_of_one_equals_its_row_in_a_larger_batch(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch()
+    length = batch.latents.shape[1:4].numel()
+    for row in range(3):
+        mine = batch.rows // length == row
+        alone = TrainingBatch(
+            latents=batch.latents[row : row + 1],
+            masked=batch.masked[row : row + 1],
+            rows=batch.rows[mine] - row * length,
+            head_draws=(batch.head_draws[0][mine], batch.head_draws[1][mine]),
+            text=batch.text[row : row + 1],
+            text_length=batch.text_length[row : row + 1],
+            drop_text=batch.drop_text[row : row + 1],
+        )
+        torch.testing.assert_close(model(alone), model(batch)[row : row + 1], rtol=1e-12, atol=1e-12)
+
+
+def test_cutting_after_the_last_target_does_not_change_the_loss(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch(frames=5)
+    kept, tokens = batch.latents.shape[1], batch.latents.shape[2] * batch.latents.shape[3]
+    longer = torch.cat([batch.latents, torch.randn_like(batch.latents[:, :1])], dim=1)
+    masked = torch.cat([batch.masked, torch.zeros(3, tokens, dtype=torch.bool)], dim=1)
+    rows = masked.flatten().nonzero().squeeze(1)
+    assert longer.shape[1] == kept + 1
+    torch.testing.assert_close(model(batch), model(replace(batch, latents=longer, masked=masked, rows=rows)), rtol=1e-12, atol=1e-12)
+
+
+def test_every_parameter_is_in_the_graph_even_when_no_text_is_dropped(model: VideoMAR, make_batch: MakeBatch) -> None:
+    model(replace(make_batch(), drop_text=torch.zeros(3, dtype=torch.bool))).sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_wrong_visibility_would_be_noticed(model: VideoMAR, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    right = model(batch)
+    monkeypatch.setattr("model.videomar.frame_causal", lambda query, key: key == query)
+    assert not torch.allclose(model(batch), right, rtol=1e-4)
+    assert Visibility(frame_causal, (0, 1), 1).pairs() == 3

@@ -1,0 +1,68 @@
+"""The recipe grammar: shipped recipes load, overrides are dotted, and every mistake is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.errors import UserError
+from trainer.config import RECIPES, RunConfig, dump, first_difference, load
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_loads(recipe: str) -> None:
+    assert load([f"recipe={recipe}"]).run.name == recipe
+
+
+def test_overrides_reach_sections_lists_and_numbers_in_any_notation() -> None:
+    config = load(["train.lr=1e-3", "curriculum.stages.1.promotion.max_steps=7", "run.name=mine", "data.captions=null"])
+    assert config.train.lr == 0.001
+    assert config.curriculum.stages[1].promotion.max_steps == 7
+    assert config.run_folder == Path("runs/mine")
+
+
+def test_a_run_on_own_videos_is_named_after_their_folder() -> None:
+    assert load(["data.videos=/some/where/cats"]).run.name == "toy-cats"
+
+
+def test_a_dumped_config_loads_to_itself() -> None:
+    config = load(["seed=3"])
+    assert RunConfig.model_validate(yaml.safe_load(dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("train.lrr=1", r"train\.lrr: unknown key; did you mean train\.lr\?"),
+        ("dta.videos=x", r"dta: unknown key; did you mean data\?"),
+        ("curriculum.stages.0.widht=64", r"curriculum\.stages\.0\.widht: unknown key; did you mean curriculum\.stages\.0\.width\?"),
+        ("curriculum.stages.9.width=64", r"curriculum\.stages\.9\.width: '9' is not one of the 4 entries"),
+        ("train.lr=fast", r"train\.lr=fast: "),
+        ("train.lr=-1", r"train\.lr=-1: "),
+        ("cluster.workers=0", r"cluster\.workers=0: "),
+        ("parallel.tp=2", r"parallel\.tp=2: "),
+        ("curriculum.stages=[]", r"curriculum\.stages"),
+        ("nonsense", r"'nonsense' is not key=value"),
+        ("recipe=none", r"recipe=none: no such recipe; .* toy"),
+        ("curriculum.stages.0.promotion.min_steps=100000", r"min_steps 100000 is above max_steps"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(argument: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load([argument])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: a recipe is a mapping"):
+        load([f"recipe={path}"])
+
+
+def test_only_keys_that_change_the_numbers_make_another_recipe() -> None:
+    old = load([]).model_dump(mode="json")
+    assert first_difference(old, load(["cluster.workers=1", "train.micro_batch=3", "sample.videos=1"]).model_dump(mode="json")) is None
+    assert first_difference(old, load(["train.lr=0.5"]).model_dump(mode="json")) == "train.lr (0.001 there, 0.5 now)"

@@ -1,0 +1,36 @@
+"""metrics.jsonl and events.jsonl: the fixed names, and the cut back to a commit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from trainer import events
+from trainer.metrics import StepMetrics, cut_back, metrics_path, read_metrics
+
+FIXED = """step stage loss loss_by_frame grad_norm lr samples_consumed epoch tokens supervised_tokens world_size generation dp tp sp zero
+micro_batch step_seconds data_seconds checkpoint_seconds tokens_per_second supervised_tokens_per_second mfu memory_bytes skipped""".split()
+
+
+def test_the_field_names_are_the_promised_ones() -> None:
+    assert [field.name for field in fields(StepMetrics)] == FIXED
+
+
+def test_a_restart_cuts_back_to_its_commit_and_drops_a_torn_line(tmp_path: Path) -> None:
+    metrics_path(tmp_path).write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4)) + '{"step": 5, "lo')
+    assert cut_back(tmp_path, 3) == 2
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert cut_back(tmp_path, 0) == 0
+    assert read_metrics(tmp_path) == []
+
+
+def test_events_are_appended_with_their_time(tmp_path: Path) -> None:
+    events.record(tmp_path, "start", dataset="x")
+    events.record(tmp_path, "finish", step=3)
+    first, second = events.read_events(tmp_path)
+    assert (first["event"], first["dataset"], second["step"]) == ("start", "x", 3)
+    assert first["time"] <= second["time"]
