@@ -45,5 +45,6 @@ def check_samples(config: RunConfig, dataset: Dataset) -> None:
         if there < needed:
             fitting = there * frames * height * width
             raise UserError(
-                f"stage {stage.name}: a step takes {needed} clips of {bucket.id}, but the data has {there}; add videos or set its tokens_per_step to at most {fitting}"
+                f"stage {stage.name}: a step takes {needed} clips of {bucket.id}, but the data has {there}; "
+                f"add videos or set its tokens_per_step to at most {fitting}"
             )

@@ -64,7 +64,8 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
         seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
         try:
             terminal.say(
-                f"ray {'started' if ray_session.private else 'joined'}: {workers} workers of {cpus} CPUs; {len(job.sources.sources)} videos in {job.videos}"
+                f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
+                f"data  {len(job.sources.sources)} videos in {job.videos}"
             )
             dataset, reused = datasets.prepare(job, ray_session.cpus, terminal.encoding)
             for line in summary.dataset_lines(job, dataset, reused):
@@ -105,7 +106,8 @@ class Run:
         found = last_commit(self.folder)
         if found and found.dataset != self.dataset.id:
             raise UserError(
-                f"{self.folder} was trained on another data set than {self.dataset.folder}: the videos have changed; choose another run.name"
+                f"{self.folder} was trained on another data set than {self.dataset.folder}: "
+                "the videos have changed; choose another run.name"
             )
         return found.state if found else RunState()
 

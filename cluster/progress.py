@@ -34,7 +34,8 @@ class Terminal:
 
     def encoding(self, progress: EncodeProgress) -> None:
         self.show(
-            f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  ETA {clock(progress.eta)}"
+            f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  "
+            f"ETA {clock(progress.eta)}"
         )
 
 
@@ -54,10 +55,9 @@ class TrainingLine:
         rate = sum(step["tokens"] for step in self._recent) / (busy + waiting)
         index = next(i for i, stage in enumerate(self._stages) if stage.name == message["stage"])
         loss = f"{message['loss']:.4f}" if message["loss"] is not None else "skipped"
-        return (
-            f"stage {index + 1}/{len(self._stages)} {message['stage']}  step {stage_step}/{self._stages[index].promotion.max_steps}  loss {loss}  "
-            f"{rate:,.0f} tokens/s  data wait {waiting / (busy + waiting):.0%}  ETA {clock(self._remaining(index, stage_step) / rate)}"
-        )
+        stage = f"stage {index + 1}/{len(self._stages)} {message['stage']}  step {stage_step}/{self._stages[index].promotion.max_steps}"
+        speed = f"{rate:,.0f} tokens/s  data wait {waiting / (busy + waiting):.0%}"
+        return f"{stage}  loss {loss}  {speed}  ETA {clock(self._remaining(index, stage_step) / rate)}"
 
     def _remaining(self, index: int, stage_step: int) -> int:
         """Tokens to go if no stage ends before its max_steps."""

@@ -18,7 +18,8 @@ def check(config: RunConfig, inside_job: bool) -> None:
     folder = config.run_folder
     if inside_job and not folder.is_absolute():
         raise UserError(
-            f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: give an absolute path that every node sees"
+            f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: "
+            "give an absolute path that every node sees"
         )
     if (folder / CONFIG).exists():
         saved = yaml.safe_load((folder / CONFIG).read_text())

@@ -28,6 +28,7 @@ def dataset_lines(job: EncodeJob, dataset: Dataset, reused: bool) -> list[str]:
     if sources.rejected:
         lines.append("      rejected  " + ", ".join(f"{reason}: {count}" for reason, count in sorted(sources.rejected.items())))
     lines += [f"      unreadable  {name}: {reason}" for name, reason in sources.failed.items()]
+    lines += [f"      damaged  {name}: {reason}" for name, reason in sources.damaged.items()]
     lines += mismatches("without a caption", job.sources.without_caption)
     return lines + mismatches("captions without a video", job.sources.unknown_captions)
 
@@ -49,10 +50,12 @@ def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
         seconds = sum(step["step_seconds"] + step["data_seconds"] for step in steps)
         text = f", held-out {held_out[-1]:.4f}" if held_out else ""
         lines.append(
-            f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} ({promotion['reason']})"
+            f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} "
+            f"({promotion['reason']})"
         )
     lines.append(
-        f"samples: PSNR {samples['psnr']:.1f} dB over generated frames, {samples['psnr_copy_last_frame']:.1f} dB for copying the given frame ({samples['clips']} held-out clips)"
+        f"samples: PSNR {samples['psnr']:.1f} dB over the generated frames of {samples['clips']} held-out clips, "
+        f"{samples['psnr_copy_last_frame']:.1f} dB for repeating the given frame"
     )
     folder = Path(samples["folder"])
     return [

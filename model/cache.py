@@ -1,4 +1,7 @@
-"""KVCache: the keys and values a cached sampler keeps, as an explicit object. Created by sampling.py, written by block.py, owned by no module."""
+"""KVCache: the keys and values a cached sampler keeps, as an explicit object.
+
+Created by sampling.py, written by block.py, owned by no module.
+"""
 
 from __future__ import annotations
 

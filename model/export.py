@@ -20,7 +20,10 @@ def save(model: VideoMAR, folder: Path) -> None:
 
 
 def load(folder: str | Path) -> VideoMAR:
-    """The model of an exported folder, in evaluation mode. Raises FileNotFoundError or ValueError naming what is missing or does not fit."""
+    """The model of an exported folder, in evaluation mode.
+
+    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    """
     folder = Path(folder)
     fields = json.loads((folder / "config.json").read_text())
     fields["rope_split"] = tuple(fields["rope_split"])

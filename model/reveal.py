@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -33,4 +34,4 @@ def masked_after(iteration: int, iterations: int, tokens: int) -> int:
 def reveal_schedule(iterations: int, tokens: int) -> list[tuple[int, int]]:
     """(start, stop) places in a frame's random order revealed by each iteration; iterations that would reveal nothing are left out."""
     left = [tokens, *(masked_after(k, iterations, tokens) for k in range(iterations))]
-    return [(tokens - before, tokens - after) for before, after in zip(left, left[1:], strict=False) if after < before]
+    return [(tokens - before, tokens - after) for before, after in pairwise(left) if after < before]

@@ -11,13 +11,13 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def grid_positions(frames: Sequence[int], height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Positions [L, 3] = (t, h, w) of the tokens of whole latent frames, frame by frame and row by row; L = len(frames) * height * width."""
+    """Positions [L, 3] = (t, h, w) of the tokens of whole latent frames, frame by frame and row by row."""
     axes = [torch.as_tensor(list(frames)), torch.arange(height), torch.arange(width)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3).to(device)
 
 
 def rotary_table(positions_L3: Tensor, head_dim: int, base: float, split: tuple[int, int, int], dtype: torch.dtype) -> Rotary:
-    """cos and sin, each [L, head_dim / 2]: the pairs of a head are split t:h:w in contiguous parts, each with the frequencies base^(-i/n)."""
+    """cos and sin, each [L, head_dim / 2]: the pairs of a head are split t:h:w in contiguous parts, with frequencies base^(-i/n)."""
     pairs = head_dim // 2
     angles = []
     for axis, part in enumerate(split):

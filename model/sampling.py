@@ -1,4 +1,7 @@
-"""generate(): image to video, frame by frame, with a cache (videomar.md section 6). Called by the sampling commands; owns no state but the cache."""
+"""generate(): image to video, frame by frame, with a cache (arXiv 2506.14168, section 3.3).
+
+Called by whatever wants videos of a trained model; owns no state but the cache.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,9 @@ class FrameSampler:
         self.tokens = math.prod(grid)
         rows = len(text_BKE) * self.branches
         drop = torch.arange(rows, device=text_BKE.device) >= len(text_BKE)
-        text, self.text_mask = model.embed_text(text_BKE.repeat(self.branches, 1, 1), length_B.repeat(self.branches), drop)
-        self.text = [block.cross_attention.keys_values(text) for block in model.blocks]
+        self.text, self.text_mask = model.text_keys(text_BKE.repeat(self.branches, 1, 1), length_B.repeat(self.branches), drop)
         shape = (rows, model.config.heads, frames * self.tokens, model.config.head_dim)
-        self.cache = KVCache.allocate(model.config.depth, shape, text.dtype, text.device)
+        self.cache = KVCache.allocate(model.config.depth, shape, text_BKE.dtype, text_BKE.device)
         self.kept = 0
 
     def hidden(self, latents_BLC: Tensor, masked_BL: Tensor, frames: int = 1) -> Tensor:
@@ -67,10 +69,10 @@ class FrameSampler:
         self.kept += 1
 
     def next_frame(self, rngs: Sequence[np.random.Generator], temperature: float) -> Tensor:
-        """Draw one frame [B, S, C]: every iteration sees the whole frame and fixes some more of its tokens, in a random order per sample."""
+        """Draw one frame [B, S, C]: every iteration sees the whole frame and fixes more of its tokens, in a random order per sample."""
         samples, device = len(rngs), self.text_mask.device
         order = torch.from_numpy(np.stack([rng.permutation(self.tokens) for rng in rngs])).to(device)
-        latents = torch.zeros(samples, self.tokens, self.model.config.latent_channels, device=device, dtype=self.text[0][0].dtype)
+        latents = torch.zeros(samples, self.tokens, self.model.config.latent_channels, device=device, dtype=self.cache.keys[0].dtype)
         masked = torch.ones(samples, self.tokens, dtype=torch.bool, device=device)
         for start, stop in reveal_schedule(self.config.iterations, self.tokens):
             chosen = order[:, start:stop]
@@ -96,7 +98,10 @@ def generate(
     rngs: Sequence[np.random.Generator],
     on_frame: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Continue the given latent frames to `frames` frames: [B, frames, H, W, C]. One generator per sample; on_frame gets each frame as it is done."""
+    """Continue the given latent frames to `frames` frames: [B, frames, H, W, C].
+
+    One generator per sample; on_frame gets the index and [B, H, W, C] of each frame as it is done.
+    """
     height, width, channels = given_BTHWC.shape[2:]
     sampler = FrameSampler(model, text_BKE, length_B, (height, width), frames, config)
     video = [frame.flatten(1, 2) for frame in given_BTHWC.unbind(1)]

@@ -49,7 +49,10 @@ def draw_target(rng: np.random.Generator, frames: int, tokens: int, config: Mode
 
 
 def one_frame_masks(targets: list[Target], tokens: int) -> tuple[int, Tensor, Tensor]:
-    """(frames to keep, masked [B, L], rows [M]) for a batch of targets. Frames after the last target cannot influence the loss: they are cut."""
+    """(frames to keep, masked [B, L], rows [M]) for a batch of targets.
+
+    Frames after the last target cannot influence the loss: they are cut.
+    """
     frames = max(target.frame for target in targets) + 1
     masked = np.zeros((len(targets), frames, tokens), dtype=bool)
     for row, target in enumerate(targets):

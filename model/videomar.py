@@ -1,9 +1,12 @@
-"""VideoMAR (arXiv 2506.14168): embed -> blocks -> norm -> per-token generative head. The training forward and the one step that sampling needs.
+"""VideoMAR (arXiv 2506.14168): embed -> blocks -> norm -> per-token generative head.
 
-Shape letters: see model/__init__.py. Parallelism, precision and compilation are applied from outside.
+Holds the training forward and the one step that sampling needs. Shape letters: see
+model/__init__.py. Parallelism, precision and compilation are applied from outside.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +30,7 @@ class VideoMAR(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(config.width))
         self.text_embed = nn.Linear(config.text_width, config.width)
         self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = DDPMHead(config)
         self.initialise()
@@ -49,8 +52,7 @@ class VideoMAR(nn.Module):
         latents_BLC = batch.latents.flatten(1, 3)
         positions = grid_positions(range(frames), height, width, latents_BLC.device)
         visibility = Visibility(frame_causal, tuple(range(frames)), height * width)
-        text_BKD, text_mask_BK = self.embed_text(batch.text, batch.text_length, batch.drop_text)
-        text = [block.cross_attention.keys_values(text_BKD) for block in self.blocks]
+        text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text)
         hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, visibility)
         loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
         samples_M = batch.rows // latents_BLC.shape[1]
@@ -66,15 +68,23 @@ class VideoMAR(nn.Module):
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states [B, L, D] of the given tokens. With a cache they also see every kept frame; `text` holds each block's keys and values."""
+        """Hidden states [B, L, D] of the given tokens.
+
+        With a cache they also see every kept frame; `text` holds each block's keys and values.
+        """
         x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
         rotary = rotary_table(positions_L3, self.config.head_dim, self.config.rope_base, self.config.rope_split, x.dtype)
         for index, block in enumerate(self.blocks):
             x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
         return self.norm(x)
 
-    def embed_text(self, text_BKE: Tensor, length_B: Tensor, drop_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Caption tokens [B, K, D] and which of them are real [B, K]; where `drop` is set, the learned null text, all of it real."""
+    def text_keys(self, text_BKE: Tensor, length_B: Tensor, drop_B: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Each block's keys and values of the caption, and which of its tokens are real [B, K].
+
+        Where `drop` is set the caption is the learned null text, all of it real. They depend on the caption alone, so a
+        sampler computes them once.
+        """
         tokens = torch.arange(text_BKE.shape[1], device=text_BKE.device)
         text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE))
-        return text_BKD, (tokens < length_B[:, None]) | drop_B[:, None]
+        real_BK = (tokens < length_B[:, None]) | drop_B[:, None]
+        return [block.cross_attention.keys_values(text_BKD) for block in self.blocks], real_BK

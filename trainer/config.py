@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -159,10 +161,8 @@ def split_override(argument: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         value = text
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     return key, value
 
 
@@ -211,19 +211,23 @@ def explain(error: ValidationError) -> str:
     """One line for the first thing wrong: the key, what is the matter, and for an unknown key the nearest known one."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        names = (
-            list(Stage.__dataclass_fields__) + list(Promotion.__dataclass_fields__) if key.startswith("curriculum.stages") else known_keys()
-        )
-        *parents, last = key.split(".")
-        nearest = difflib.get_close_matches(key, names, 1, 0.6) or [
-            ".".join([*parents, n]) for n in difflib.get_close_matches(last, [n.split(".")[-1] for n in names], 1, 0.5)
-        ]
-        return f"{key}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "; see trainer/recipes/toy.yaml for the keys")
-    if first["type"] == "missing":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        nearest = nearest_key(key)
+        return f"{key}: unknown key" + (f"; did you mean {nearest}?" if nearest else "; see trainer/recipes/toy.yaml for the keys")
+    if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
-    value = first.get("input")
-    return f"{key}={value if isinstance(value, str | int | float | bool | None) else '...'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")
+    shown = f"={value}" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{key}{shown}: {problem[0].lower()}{problem[1:]}"
+
+
+def nearest_key(key: str) -> str | None:
+    """The known key that an unknown one was most likely meant to be."""
+    *parents, last = key.split(".")
+    if key.startswith("curriculum.stages."):
+        names = [field.name for kind in (Stage, Promotion) for field in fields(kind)]
+        return next((".".join([*parents, name]) for name in difflib.get_close_matches(last, names, 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(key, known_keys(), 1, 0.6)), None)
 
 
 def dump(config: RunConfig) -> str:

@@ -80,7 +80,7 @@ class Engine:
         self.deepspeed.step()
 
     def finish_step(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, skipped): a step whose gradients were not finite left weights, moments and average as they were."""
+        """(gradient norm before clipping, skipped). Gradients that are not finite change neither weights nor moments nor average."""
         norm = float(self.deepspeed.get_global_grad_norm()) if self.layout.zero else self.plain_norm
         skipped = not math.isfinite(norm)
         if not skipped:
@@ -93,7 +93,7 @@ class Engine:
             group["lr"] = lr
 
     def fragments(self) -> list[Fragment]:
-        """Every piece of every logical tensor this rank holds; over the data-parallel ranks of a ZeRO layout they cover each tensor once."""
+        """Every piece of every logical tensor this rank holds; over the ranks of a ZeRO layout they cover each tensor once."""
         fragments = []
         for group in self.groups:
             flat = {

@@ -1,4 +1,7 @@
-"""events.jsonl: what happened to a run and when (stages, layouts, generations, failures, commits, decisions). Any process of the run may append."""
+"""events.jsonl: what happened to a run and when (stages, generations, failures, commits, decisions).
+
+Any process of the run may append.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every number a run publishes, declared once; and metrics.jsonl, one object per optimiser step. The report and the exporters read this list."""
+"""Every number a run publishes, declared once; and metrics.jsonl, one object per optimiser step.
+
+The report and the exporters read this list.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl. Seconds are wall time on rank 0; sums run over all workers; mfu is 0 where the device's peak is unknown."""
+    """One line of metrics.jsonl.
+
+    Seconds are wall time on rank 0; sums run over all workers; mfu is 0 where the device's peak is unknown.
+    """
 
     step: int  # optimiser steps done, this one included
     stage: str

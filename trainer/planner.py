@@ -1,4 +1,7 @@
-"""Which layout a stage runs in: pure arithmetic over (samples per step, world size, largest micro-batch). Refuses with the binding constraint."""
+"""Which layout a stage runs in: pure arithmetic over (samples per step, world size, largest micro-batch).
+
+Refuses with the binding constraint.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def plan_layout(stage: str, samples: int, world: int, max_micro_batch: int, zero
     """The layout with the fewest passes whose padding is at most 5 %; smaller micro-batches are tried before refusing."""
     if samples < world:
         raise UserError(
-            f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; raise its tokens_per_step or lower cluster.workers"
+            f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; "
+            "raise its tokens_per_step or lower cluster.workers"
         )
     smallest = -(-samples // (world * max_micro_batch))
     for accumulation in range(smallest, -(-samples // world) + 1):

@@ -23,7 +23,10 @@ def padding(samples: int, dp: int, micro_batch: int) -> float:
 
 
 def deal(lengths: Sequence[int], dp: int, micro_batch: int) -> list[list[Unit]]:
-    """Units per rank. Samples are sorted by length, so a unit's rows are alike, and neighbours in that order go to different ranks of the same pass."""
+    """Units per rank.
+
+    Samples are sorted by length, so a unit's rows are alike, and neighbours in that order go to different ranks of the same pass.
+    """
     order = sorted(range(len(lengths)), key=lambda sample: (lengths[sample], sample))
     rows = -(-len(order) // (dp * micro_batch)) * dp * micro_batch
     weights = [1.0] * len(order) + [0.0] * (rows - len(order))

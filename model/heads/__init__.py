@@ -1,4 +1,7 @@
-"""Generative heads: given a token's trunk output, the distribution of its latent. One protocol, so that trunk and sampler know none of them."""
+"""Generative heads: given a token's trunk output, the distribution of its latent.
+
+One protocol, so that trunk and sampler know none of them.
+"""
 
 from __future__ import annotations
 

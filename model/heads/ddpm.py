@@ -123,7 +123,7 @@ class DDPMHead(nn.Module):
         return ((eps - noise).square() + self.variational_term(eps.detach(), variance, x0, xt, t)).mean(dim=(1, 2))
 
     def variational_term(self, eps: Tensor, variance: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """KL(q(x_{t-1} | x_t, x_0) || p) in bits per channel, a Gaussian likelihood in bins of 2/255 at t = 0; eps gets no gradient here."""
+        """KL(q(x_{t-1} | x_t, x_0) || p) in bits per channel, a Gaussian likelihood in bins of 2/255 at t = 0; eps gets no gradient."""
         posterior = self.posterior
         true_mean = posterior.table("from_x0", t, x0) * x0 + posterior.table("from_xt", t, x0) * xt
         true_log = posterior.table("log_smallest", t, x0)
@@ -150,7 +150,10 @@ class DDPMHead(nn.Module):
         temperature: float,
         rngs: Sequence[np.random.Generator],
     ) -> Tensor:
-        """Ancestral sampling over `steps` respaced steps; guidance extrapolates eps from the null branch, temperature scales the injected noise."""
+        """Ancestral sampling over `steps` respaced steps.
+
+        Guidance extrapolates eps from the null branch, temperature scales the injected noise.
+        """
         kept, betas = respaced(self.betas, steps)
         posterior = Posterior(betas)
         noise = self.sampling_noise(rngs, steps + 1, len(hidden_MD), hidden_MD)

@@ -1,4 +1,4 @@
-"""Does the embedded default learn, and from its context? Trains it with the product's own command, three seeds, and compares held-out losses.
+"""Does the embedded default learn, and from its context? Trains it with the product's own command and compares held-out losses.
 
     python -m tests.benchmarks.learning [--seeds 0 1 2] [--root FOLDER] [key=value ...]
 

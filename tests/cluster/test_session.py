@@ -40,9 +40,7 @@ def test_a_private_session_offers_the_cpus_asked_for_and_leaves_nothing_behind(
     folder.rmdir()
 
 
-def test_workers_import_the_packages_wherever_the_driver_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_import_the_packages_wherever_the_driver_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     @ray.remote(num_cpus=0)
@@ -57,9 +55,7 @@ def test_workers_import_the_packages_wherever_the_driver_was_started(
 
 def test_another_ray_on_the_machine_is_joined_or_left_alone_but_never_stopped() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # both Rays have this one
-    another = subprocess.Popen(
-        [sys.executable, "-c", ANOTHER], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    another = subprocess.Popen([sys.executable, "-c", ANOTHER], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert another.stdin is not None
     assert another.stdout is not None
     address = another.stdout.readline().strip()

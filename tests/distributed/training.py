@@ -64,7 +64,7 @@ def train(
     plant: str = "",
     die_at: int = 0,
 ) -> list[dict[str, Any]]:
-    """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake to make, `die_at` a step to die in."""
+    """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake, `die_at` a step to die in."""
     torch.set_num_threads(1)
     sleeping = process.initial_model
     payload = {

@@ -23,10 +23,9 @@ TOKENS = HEIGHT * WIDTH
 
 def training_hidden(model: VideoMAR, latents: torch.Tensor, masked: torch.Tensor, batch: TrainingBatch, drop: bool) -> torch.Tensor:
     """Trunk outputs of the whole sequence in one pass, as training computes them."""
-    text, mask = model.embed_text(batch.text, batch.text_length, torch.full((len(latents),), drop))
+    text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop))
     positions = grid_positions(range(FRAMES), HEIGHT, WIDTH)
-    keys_values = [block.cross_attention.keys_values(text) for block in model.blocks]
-    return model.trunk(latents, masked, positions, keys_values, mask, Visibility(frame_causal, tuple(range(FRAMES)), TOKENS))
+    return model.trunk(latents, masked, positions, text, mask, Visibility(frame_causal, tuple(range(FRAMES)), TOKENS))
 
 
 def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0) -> float:
@@ -43,7 +42,8 @@ def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0) -
         sampler.kept -= offset
         for branch, drop in enumerate((False, True)):
             whole = training_hidden(model, latents.flatten(1, 2), masked.flatten(1), batch, drop)
-            worst = max(worst, float((cached[branch] - whole[:, frame * TOKENS : (frame + 1) * TOKENS]).abs().max()))
+            difference = cached[branch] - whole[:, frame * TOKENS : (frame + 1) * TOKENS]
+            worst = max(worst, difference.detach().abs().max().item())
         sampler.keep(latents[:, frame])
     return worst
 

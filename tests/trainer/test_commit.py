@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,7 @@ def cut(tensor: torch.Tensor, name: str, parts: int) -> list[list[Fragment]]:
     """The flattened tensor cut in `parts` nearly equal ranges, one per rank."""
     edges = [round(tensor.numel() * part / parts) for part in range(parts + 1)]
     flat = tensor.flatten()
-    return [
-        [Fragment(name, low, high, {"weight": flat[low:high].clone()})] if low < high else []
-        for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    return [[Fragment(name, low, high, {"weight": flat[low:high].clone()})] if low < high else [] for low, high in pairwise(edges)]
 
 
 @settings(max_examples=30, deadline=None)

@@ -41,7 +41,7 @@ def stored_ranges(folder: Path) -> Iterator[tuple[str, str, int, int, safe_open]
     """(kind, name, start, stop, open file) of every range in a commit's files."""
     for path in sorted(folder.glob("rank-*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():
+            for key in list(file.keys()):
                 yield (*parse_key(key), file)
 
 

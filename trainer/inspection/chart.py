@@ -52,7 +52,8 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         parts.append(text(WIDTH - RIGHT - 120 * (len(lines) - number) + 110, 14, line.name, anchor="end", fill=colour))
-    return f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over steps" font-size="11">{"".join(parts)}</svg></figure>'
+    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over steps" font-size="11">'
+    return f"<figure>{opening}{''.join(parts)}</svg></figure>"
 
 
 def nice(value: float) -> float:

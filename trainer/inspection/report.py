@@ -50,7 +50,8 @@ def page(name: str, metrics: Sequence[Record], happened: Sequence[Record]) -> st
         section("Data", data_table(happened)),
         section("What happened", event_table(happened)),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(name)}</title><style>{STYLE}</style>'
+    viewport = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f"{viewport}<title>{html.escape(name)}</title><style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body><main>{"".join(parts)}</main></body></html>\n'
 
 
@@ -83,7 +84,8 @@ def samples_section(samples: Record | None) -> str:
     )
     return section(
         "What does it look like?",
-        f'<figure><img alt="contact sheet: truth above, generated below" src="data:image/png;base64,{picture}"><figcaption>{text}</figcaption></figure>',
+        f'<figure><img alt="contact sheet: truth above, generated below" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{text}</figcaption></figure>",
     )
 
 
@@ -157,6 +159,7 @@ def data_table(happened: Sequence[Record]) -> str:
     rows = [["videos", sources["total"]], ["used", sources["ok"]]]
     rows += [[f"rejected: {reason}", count] for reason, count in sources["rejected"].items()]
     rows += [[f"unreadable: {name}", reason] for name, reason in sources["failed"].items()]
+    rows += [[f"damaged: {name}", reason] for name, reason in sources["damaged"].items()]
     return table(["", ""], rows)
 
 

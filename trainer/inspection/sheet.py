@@ -1,4 +1,7 @@
-"""The contact sheet: per video one row of the given frame, one of the truth and one of what was generated. PNG, from arrays; knows no model."""
+"""The contact sheet: per video one row of the given frame, one of the truth and one of what was generated.
+
+A PNG from arrays; knows no model.
+"""
 
 from __future__ import annotations
 

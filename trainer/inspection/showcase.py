@@ -84,7 +84,7 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
 
 
 def spread_over_sources(keys: list[str], count: int) -> list[int]:
-    """Up to `count` positions whose keys ("<source>-<clip>") come from as many sources as there are, in the order of the keys' positions."""
+    """Up to `count` positions whose keys ("<source>-<clip>") come from as many sources as possible, in order."""
     rounds: dict[str, int] = {}
     ranked = []
     for position, key in enumerate(keys):
