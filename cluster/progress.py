@@ -17,8 +17,9 @@ RECENT_STEPS = 20
 class Terminal:
     """Permanent lines, and a live one that is rewritten in place where the output is a terminal."""
 
-    def __init__(self, out: TextIO = sys.stdout) -> None:
-        self._out, self._live, self._printed = out, out.isatty(), 0.0
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._live, self._printed = self._out.isatty(), 0.0
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -1,0 +1,176 @@
+"""The product from outside: a shrunken demo, stopped and killed and started again, on real clips and on a Ray that runs already."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from tests.e2e.job import REPOSITORY, SMALL, STAGES, STEPS, TIMEOUT, assert_every_step_once, environment, finish, lines, run, start, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * TIMEOUT)]
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of living processes that contain a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line:
+            found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(the run's folder, what it printed) of a whole small job from a relative run.root."""
+    folder = tmp_path_factory.mktemp("demo")
+    code, out, err = run(SMALL, folder)
+    assert code == 0, out + err
+    return folder / "runs" / "toy", out
+
+
+def test_the_job_trains_every_stage_and_records_every_step(demo: tuple[Path, str]) -> None:
+    metrics = lines(demo[0] / "metrics.jsonl")
+    assert_every_step_once(demo[0])
+    assert [line["stage"] for line in metrics] == [stage["name"] for stage in STAGES for _ in range(stage["promotion"]["max_steps"])]
+    assert {line["world_size"] for line in metrics} == {2}
+    told = [event["event"] for event in lines(demo[0] / "events.jsonl")]
+    assert [told.count(kind) for kind in ("start", "promotion", "samples", "finish")] == [1, 3, 1, 1]
+    assert told.count("generation") == 4
+
+
+def test_the_job_ends_by_naming_a_video_a_contact_sheet_and_a_report(demo: tuple[Path, str]) -> None:
+    named = dict(re.findall(r"^(sample video|contact sheet|report) +(\S+)$", demo[1], re.MULTILINE))
+    with av.open(named["sample video"]) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == 9
+    assert (frames[0].width, frames[0].height) == (96, 48)
+    assert Image.open(named["contact sheet"]).size[0] > 48 * 5
+    page = Path(named["report"]).read_text()
+    assert page.count("<svg") == 4
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(src|href)="https?:', page)
+
+
+def test_a_finished_run_started_again_trains_nothing_more(demo: tuple[Path, str]) -> None:
+    code, out, err = run(SMALL, demo[0].parents[1])
+    assert code == 0, out + err
+    assert_every_step_once(demo[0])
+    assert "reused" in out
+
+
+def test_another_recipe_in_the_same_folder_is_refused(demo: tuple[Path, str]) -> None:
+    code, _, err = run([*SMALL, "train.lr=0.5"], demo[0].parents[1])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "was made by another recipe: train.lr (0.001 there, 0.5 now)" in err
+
+
+@pytest.mark.parametrize(("stage", "how"), [("short", signal.SIGINT), ("longer", signal.SIGKILL)])
+def test_a_stopped_or_killed_job_continues_from_its_last_commit(tmp_path: Path, stage: str, how: signal.Signals) -> None:
+    folder = tmp_path / "runs" / "toy"
+    process = start(SMALL, tmp_path)
+    wait_until(lambda: sum(line["stage"] == stage for line in lines(folder / "metrics.jsonl")) >= 4, process)
+    os.kill(process.pid, how)
+    code, _, err = finish(process)
+    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert "Traceback" not in err
+    assert len(lines(folder / "metrics.jsonl")) < STEPS
+    code, out, err = run(SMALL, tmp_path)
+    assert code == 0, out + err
+    assert_every_step_once(folder)
+    resumed = [event["step"] for event in lines(folder / "events.jsonl") if event["event"] == "layout"]
+    assert any(step not in (0, 8, 14) for step in resumed), "it should have continued inside a stage"
+
+
+def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
+    process = start(SMALL, tmp_path)
+    wait_until(lambda: bool(lines(tmp_path / "runs" / "toy" / "metrics.jsonl")), process)
+    code, _, err = run(SMALL, tmp_path)
+    assert code == 2
+    assert f"is live in process {process.pid}" in err
+    assert finish(process)[0] == 0
+
+
+def test_no_process_is_left_behind(demo: tuple[Path, str]) -> None:
+    time.sleep(1)
+    assert processes_naming(str(demo[0])) == []
+
+
+def test_the_real_clips_train_and_every_bad_file_is_named(real_videos: Path, tmp_path: Path) -> None:
+    stages = '[{"name": "real", "frames": 5, "height": 64, "width": 64, "tokens_per_step": 1024, "promotion": {"max_steps": 3}}]'
+    captions = f"data.captions={real_videos / 'captions.csv'}"
+    code, out, err = run([*SMALL[3:-1], f"curriculum.stages={stages}", f"data.videos={real_videos}", captions], tmp_path)
+    assert code == 0, out + err
+    assert_every_step_once(tmp_path / "runs" / f"toy-{real_videos.name}", 3)
+    assert re.search(r"29 videos, 27 used, 2 rejected, 0 unreadable", out)
+    assert "too_short: 2" in out
+    assert re.search(r"damaged  edge/decord__corrupted\.mp4: .+", out)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Ray head with its own ports and folder, as another user would have started it; stopped by its pid."""
+    ports = [free_port() for _ in range(2)]
+    variables = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
+    ray = Path(sys.executable).with_name("ray")
+    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={tmp_path / 'ray'}", "--num-cpus=4"]
+    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true", *options]
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_port(ports[1], process)
+        yield variables | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "ray start ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the dashboard did not come up")
+
+
+def submit(head: dict[str, str], arguments: list[str]) -> tuple[int, str]:
+    """`ray job submit --working-dir . -- python trainer/main.py ...` and all it printed."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "submit", "--working-dir", ".", "--", sys.executable, "trainer/main.py", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, env=head, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_same_job_runs_through_ray_job_submit(head: dict[str, str], tmp_path: Path) -> None:
+    code, out = submit(head, SMALL)
+    assert code != 0
+    assert "run.root=runs is relative inside a Ray job" in out
+    code, out = submit(head, [*(word.replace('"', "'") for word in SMALL), f"run.root={tmp_path / 'shared'}"])
+    assert code == 0, out
+    assert_every_step_once(tmp_path / "shared" / "toy")
+    assert (tmp_path / "shared" / "toy" / "report.html").exists()
