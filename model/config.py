@@ -55,7 +55,7 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    "toy": ModelConfig(width=192, depth=5, heads=4, text_width=64, text_tokens=24, head_width=128, head_output="v"),
+    "toy": ModelConfig(width=192, depth=5, heads=4, text_width=64, text_tokens=24, rope_base=20.0, head_width=128, head_output="v"),
     "small": ModelConfig(width=512, depth=12, heads=8, head_width=512),
     "videomar-0.4b": ModelConfig(width=1024, depth=24, heads=16),
     "videomar-1.4b": ModelConfig(),

@@ -62,6 +62,8 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
 
     def publish(metrics: Any) -> None:
         if log:
+            if not lease.holds(run_folder, task.generation):
+                raise commits.Fenced(f"generation {task.generation} no longer owns {run_folder}")
             log.write(metrics)
             report({"kind": "step", **vars(metrics)})
 

@@ -18,7 +18,7 @@ TIMEOUT = 240.0
 
 STAGES = [
     {"name": "short", "frames": 5, "height": 32, "width": 32, "tokens_per_step": 256, "promotion": {"max_steps": 8}},
-    {"name": "longer", "frames": 9, "height": 32, "width": 32, "tokens_per_step": 384, "promotion": {"max_steps": 6}},
+    {"name": "longer", "frames": 9, "height": 32, "width": 32, "tokens_per_step": 384, "promotion": {"max_steps": 12}},
     {"name": "larger", "frames": 9, "height": 48, "width": 48, "tokens_per_step": 432, "promotion": {"max_steps": 4}},
 ]
 SMALL = [
@@ -33,7 +33,7 @@ SMALL = [
     "sample.head_steps=4",
     f"curriculum.stages={json.dumps(STAGES)}",
 ]
-STEPS = 18
+STEPS = 24
 
 
 def environment() -> dict[str, str]:

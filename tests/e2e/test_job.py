@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +78,7 @@ def test_a_finished_run_started_again_trains_nothing_more(demo: tuple[Path, str]
 def test_another_recipe_in_the_same_folder_is_refused(demo: tuple[Path, str]) -> None:
     code, _, err = run([*SMALL, "train.lr=0.5"], demo[0].parents[1])
     assert (code, err.count("\n")) == (2, 1)
-    assert "was made by another recipe: train.lr (0.001 there, 0.5 now)" in err
+    assert "was made by another recipe: train.lr (0.002 there, 0.5 now)" in err
 
 
 @pytest.mark.parametrize(("stage", "how"), [("short", signal.SIGINT), ("longer", signal.SIGKILL)])
@@ -93,7 +95,7 @@ def test_a_stopped_or_killed_job_continues_from_its_last_commit(tmp_path: Path, 
     assert code == 0, out + err
     assert_every_step_once(folder)
     resumed = [event["step"] for event in lines(folder / "events.jsonl") if event["event"] == "layout"]
-    assert any(step not in (0, 8, 14) for step in resumed), "it should have continued inside a stage"
+    assert any(step not in (0, 8, 20) for step in resumed), "it should have continued inside a stage"
 
 
 def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
@@ -127,7 +129,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     ports = [free_port() for _ in range(2)]
     variables = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
     ray = Path(sys.executable).with_name("ray")
-    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={tmp_path / 'ray'}", "--num-cpus=4"]
+    sockets = tempfile.mkdtemp(prefix="videomar-head-")  # short: a socket's path holds 107 bytes
+    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={sockets}", "--num-cpus=4"]
     command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true", *options]
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
@@ -140,6 +143,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def free_port() -> int:

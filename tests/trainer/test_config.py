@@ -65,4 +65,4 @@ def test_a_recipe_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
 def test_only_keys_that_change_the_numbers_make_another_recipe() -> None:
     old = load([]).model_dump(mode="json")
     assert first_difference(old, load(["cluster.workers=1", "train.micro_batch=3", "sample.videos=1"]).model_dump(mode="json")) is None
-    assert first_difference(old, load(["train.lr=0.5"]).model_dump(mode="json")) == "train.lr (0.001 there, 0.5 now)"
+    assert first_difference(old, load(["train.lr=0.5"]).model_dump(mode="json")) == "train.lr (0.002 there, 0.5 now)"
