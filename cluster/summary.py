@@ -8,7 +8,7 @@ from typing import Any
 from cluster.dataset import EncodeJob
 from cluster.progress import clock
 from data_pipeline.loader import Dataset
-from trainer.events import read_events
+from trainer.events import read_events, standing
 from trainer.metrics import read_metrics
 
 LISTED = 5
@@ -42,7 +42,7 @@ def mismatches(what: str, names: tuple[str, ...]) -> list[str]:
 
 def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
     """The result: stages with their last losses, samples against copying, and where to look."""
-    metrics, happened = read_metrics(run), read_events(run)
+    metrics, happened = read_metrics(run), standing(read_events(run))
     lines = []
     for promotion in (event for event in happened if event["event"] == "promotion"):
         steps = [step for step in metrics if step["stage"] == promotion["stage"]]

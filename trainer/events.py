@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+OF_A_STEP = ("evaluation", "promotion", "commit")
 
 
 def record(run: Path, kind: str, **fields: Any) -> None:
@@ -20,6 +23,16 @@ def record(run: Path, kind: str, **fields: Any) -> None:
         os.write(file, line.encode())
     finally:
         os.close(file)
+
+
+def standing(happened: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events without those of steps that a later restart went back behind: what is true of the run as it stands."""
+    kept: list[dict[str, Any]] = []
+    for event in happened:
+        if event["event"] == "layout":
+            kept = [old for old in kept if old["event"] not in OF_A_STEP or old["step"] <= event["step"]]
+        kept.append(event)
+    return kept
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:

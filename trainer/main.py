@@ -44,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; what was done so far is kept, mend it and run again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last commit", file=sys.stderr)
         return 130

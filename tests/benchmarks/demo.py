@@ -44,7 +44,9 @@ def measure(overrides: list[str], root: Path) -> dict[str, Any]:
     """Run the job once and weigh it."""
     mark, arguments = uuid.uuid4().hex, [f"run.root={root}", *overrides]
     started, peak = time.monotonic(), 0
-    job = subprocess.Popen([sys.executable, REPOSITORY / "trainer" / "main.py", *arguments], env=os.environ | {MARK: mark}, stdout=sys.stderr)
+    job = subprocess.Popen(
+        [sys.executable, REPOSITORY / "trainer" / "main.py", *arguments], env=os.environ | {MARK: mark}, stdout=sys.stderr
+    )
     while job.poll() is None:
         peak = max(peak, memory(mark))
         time.sleep(1.0)
@@ -68,13 +70,14 @@ def measure(overrides: list[str], root: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(sys.argv[1:], Path(scratch))
     passed = result["seconds"] < MAX_SECONDS and result["share"] >= MIN_SHARE and result["peak_memory_bytes"] < MAX_BYTES
     gates = {"seconds": MAX_SECONDS, "share": MIN_SHARE, "peak_memory_bytes": MAX_BYTES}
     publish({"benchmark": "demo", "ratio": result["share"], "gates": gates, "passed": passed, **result})
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

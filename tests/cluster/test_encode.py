@@ -95,15 +95,15 @@ def test_encoding_needs_no_torch() -> None:
 
 
 class Fragile:
-    """An encoder that dies on a chunk's first `deaths` tries, which it counts in files."""
+    """An encoder that dies on a chunk's first `deaths` tries, which it notes in file names."""
 
     def __init__(self, folder: Path, deaths: dict[int, int]) -> None:
         self.folder = folder
         self.deaths = deaths
 
-    def encode(self, chunk: Chunk) -> ChunkRecord:
+    def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
         tries = len(list(self.folder.glob(f"{chunk.index}-*")))
-        (self.folder / f"{chunk.index}-{tries}").touch()
+        (self.folder / f"{chunk.index}-{tries}-{'careful' if careful else 'fast'}").touch()
         if tries < self.deaths.get(chunk.index, 0):
             os.kill(os.getpid(), signal.SIGKILL)
         return ChunkRecord(chunk.split, chunk.index, "", (), ())
@@ -115,18 +115,18 @@ def fragile(folder: Path, deaths: dict[int, int]) -> tuple[dict[int, ChunkRecord
     return work_off(chunks, lambda: encoder.remote(folder, deaths), 2, lambda _: None)
 
 
-def test_an_encoder_that_dies_is_replaced_and_its_chunk_is_tried_again(tmp_path: Path) -> None:
+def test_an_encoder_that_dies_is_replaced_and_its_chunk_is_tried_again_with_care(tmp_path: Path) -> None:
     records, failures = fragile(tmp_path, {1: 2})
     assert set(records) == {0, 1, 2, 3}
     assert not failures
-    assert len(list(tmp_path.glob("1-*"))) == 3
+    assert sorted(path.name for path in tmp_path.glob("1-*")) == ["1-0-fast", "1-1-careful", "1-2-careful"]
+    assert [path.name for path in tmp_path.glob("0-*")] == ["0-0-fast"]
 
 
-def test_the_sources_of_a_chunk_that_kills_every_encoder_are_failed_by_name(tmp_path: Path) -> None:
+def test_a_chunk_that_kills_every_encoder_is_no_record_of_failed_sources_but_a_failure(tmp_path: Path) -> None:
     records, failures = fragile(tmp_path, {2: 100})
-    assert not failures
-    source = records[2].sources[0]
-    assert (source.name, source.status, source.reason) == ("s2.mp4", "failed", "3 encoders died on shard-000002")
+    assert set(records) == {0, 1, 3}
+    assert failures == {2: "3 encoders died on s2.mp4 to s2.mp4"}
     assert len(list(tmp_path.iterdir())) == 3 + 3
 
 
