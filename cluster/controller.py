@@ -54,6 +54,8 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     except RunFailed as failure:
         terminal.say(f"failed: {failure}")
         return 1
+    finally:
+        terminal.end()
     return 0
 
 

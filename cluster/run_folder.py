@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,7 @@ def check(config: RunConfig, inside_job: bool) -> None:
             "give an absolute path that every node sees"
         )
     if (folder / CONFIG).exists():
-        saved = yaml.safe_load((folder / CONFIG).read_text())
+        saved = read_config(folder / CONFIG)
         if difference := first_difference(saved, config.model_dump(mode="json")):
             raise UserError(
                 f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it"
@@ -33,6 +34,17 @@ def check(config: RunConfig, inside_job: bool) -> None:
     check_free(folder)
     check_writable(folder, "run.root")
     check_writable(config.data_root, "data.root")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's resolved recipe. Raises UserError when the file is not one."""
+    try:
+        saved = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is damaged: it is not a recipe; choose another run.name")
+    return saved
 
 
 def check_free(folder: Path) -> None:

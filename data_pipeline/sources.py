@@ -95,7 +95,7 @@ def _read_captions(path: Path) -> dict[str, str]:
                 )
             rows.append((row["file"].strip().replace("\\", "/"), row["caption"].strip()))
     except csv.Error as error:
-        raise UserError(f"captions file {path}, line {table.line_num}, is not a row of a csv table: {error}") from error
+        raise UserError(f"captions file {path}, line {table.reader.line_num}, is not a row of a csv table: {error}") from error
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
     if twice:
         raise UserError(f"captions file {path} has more than one row for {twice[0]}: keep one")

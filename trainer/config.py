@@ -31,7 +31,7 @@ class RunSection(Section):
 class SyntheticSection(Section):
     clips: int = Field(256, ge=8)
     frames: int = Field(34, ge=5)
-    size: int = Field(96, ge=32)
+    size: int = Field(96, ge=32, multiple_of=2)
 
 
 class DataSection(Section):

@@ -5,6 +5,7 @@ Any process of the run may append.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -36,6 +37,9 @@ def standing(happened: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
-    """All events so far, in order."""
-    path = run / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    """All events so far, in order; a line that a kill has torn is left out."""
+    path, found = run / "events.jsonl", []
+    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -64,9 +64,10 @@ def test_an_interrupted_fit_is_done_again_and_a_finished_data_set_is_reused(tmp_
     def interrupted(path: Path, value: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(linear.storage, "write_json", interrupted)
-        datasets.prepare(job, 1, lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            datasets.prepare(job, 1, lambda _: None)
     assert list((job.folder / "tokenizer").iterdir())
     dataset, reused = datasets.prepare(job, 1, lambda _: None)
     assert not reused

@@ -52,12 +52,12 @@ def test_after_its_end_the_live_line_stays_and_others_print_below_it() -> None:
 
 
 def test_in_a_log_lines_are_plain_whole_and_ten_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     out = io.StringIO()
     terminal = Terminal(out)
-    for now in (0.0, 1.0, 9.9, 10.0, 19.0):  # noqa: B007: the clock reads it
-        terminal.show(f"at {now} " + "x" * 200)
+    for now[0] in (0.0, 1.0, 9.9, 10.0, 19.0):
+        terminal.show(f"at {now[0]} " + "x" * 200)
     terminal.say("saved")
     terminal.end()
     assert [line.rstrip(" x") for line in out.getvalue().splitlines()] == ["at 0.0", "at 10.0", "saved"]

@@ -123,7 +123,7 @@ def test_records_survive_json_and_name_every_outcome(encoded: Encoded, synthetic
 
 def deadly_clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips:
     """As the real one, but one source makes the decoder crash."""
-    if source.name == "clip-00001.mp4":
+    if source.name == "clip-00002.mp4":
         os.kill(os.getpid(), signal.SIGKILL)
     return clips_of(source.path, spec)
 
@@ -131,9 +131,9 @@ def deadly_clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips:
 @pytest.mark.timeout(120)
 def test_a_source_whose_decoding_kills_is_found_and_fails_alone(encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "_clips_or_failure", deadly_clips_or_failure)
-    chunk = next(c for c in plan_chunks(encoded.sources, encoded.spec) if any(s.name == "clip-00001.mp4" for s in c.sources))
+    chunk = next(c for c in plan_chunks(encoded.sources, encoded.spec) if any(s.name == "clip-00002.mp4" for s in c.sources))
     record = encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path, careful=True)
-    assert {s.name: s.reason for s in record.sources if s.status != "ok"} == {"clip-00001.mp4": "decoding it kills the process"}
+    assert {s.name: s.reason for s in record.sources if s.status != "ok"} == {"clip-00002.mp4": "decoding it kills the process"}
     assert record.clips
     assert encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path) == record
 

@@ -57,7 +57,8 @@ def train(make: Callable[[int], EpochOrder], batch: int, worlds: Sequence[int], 
         attempt = next(attempts)
         if attempt == crash:
             del visits[max(0, len(visits) - lost) :]
-        first, orders = len(visits) * batch, {}
+        first = len(visits) * batch
+        orders: dict[int, EpochOrder] = {}
         ranks = deal([1] * batch, dp=worlds[attempt % len(worlds)], micro_batch=2)
         step = []
         for units in ranks:

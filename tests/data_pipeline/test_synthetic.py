@@ -85,9 +85,10 @@ def test_a_drawing_that_was_interrupted_leaves_nothing_and_is_begun_again(tmp_pa
     def interrupted(path: Path, frames: np.ndarray, fps: int) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(synthetic, "write_mp4", interrupted)
-        write_synthetic(tmp_path / "videos", clips=2, seed=0, size=32, frames=4)
+        with pytest.raises(KeyboardInterrupt):
+            write_synthetic(tmp_path / "videos", clips=2, seed=0, size=32, frames=4)
     assert not list(tmp_path.iterdir())
     write_synthetic(tmp_path / "videos", clips=2, seed=0, size=32, frames=4)
     assert len(list(tmp_path.glob("videos/*.mp4"))) == 2

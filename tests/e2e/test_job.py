@@ -119,7 +119,7 @@ def test_a_stopped_or_killed_job_continues_where_it_was(tmp_path: Path, moment: 
     # A terminal's Ctrl-C reaches every process of the foreground group; other signals are sent to one.
     os.killpg(process.pid, how) if how == signal.SIGINT else os.kill(process.pid, how)
     code, _, err = finish(process)
-    assert code == (130 if how == signal.SIGINT else -how)
+    assert code == (-how if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in err
     code, out, err = run(SMALL, tmp_path)
     assert code == 0, out + err

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.attention import BACKENDS
+from model.config import SIZES
 from model.flops import forward_flops, head_flops, training_flops
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
@@ -71,9 +72,7 @@ def test_a_batch_costs_its_trunks_and_the_head_on_its_supervised_tokens(model: V
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-def test_the_backward_costs_twice_the_forward_less_the_gradients_of_the_inputs(
-    model: VideoMAR, make_batch: MakeBatch, frames: int
-) -> None:
+def test_the_backward_costs_twice_the_forward_less_the_gradients_of_the_inputs(model: VideoMAR, make_batch: MakeBatch, frames: int) -> None:
     batch = make_batch(samples=1, frames=frames)
     expected = training_flops(CONFIG, visibility(batch), len(batch.rows))
     assert counted(model, batch, backward=True) == expected - input_gradients(batch)
@@ -81,16 +80,12 @@ def test_the_backward_costs_twice_the_forward_less_the_gradients_of_the_inputs(
 
 
 def test_the_gradients_of_the_inputs_are_no_part_that_matters_at_the_papers_size() -> None:
-    from model.config import SIZES
-
     paper, seen, supervised = SIZES["videomar-1.4b"], Visibility(frame_causal, tuple(range(7)), 1440), 1250
     unasked = 2 * (16 * 1536 * 7 * 1440 + 1536**2 * 300 + supervised * 4 * (16 + 256) * 1024)
     assert unasked < 1e-3 * training_flops(paper, seen, supervised)
 
 
 def test_one_training_pass_at_the_papers_size_is_about_six_flops_per_parameter_and_token_and_the_attention() -> None:
-    from model.config import SIZES
-
     paper, seen = SIZES["videomar-1.4b"], Visibility(frame_causal, tuple(range(7)), 1440)
     tokens, per_token = 7 * 1440, 36 * (12 + 2) * 1536**2  # cross-attention's keys and values are made of the caption
     attention = 3 * 2 * 2 * 36 * 1536 * (seen.pairs() + tokens * 300)

@@ -148,7 +148,9 @@ def stage_table(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
         held_out = [event["held_out_loss"] for event in happened if event["event"] == "evaluation" and event["stage"] == name]
         reason = next((event["reason"] for event in reversed(happened) if event["event"] == "promotion" and event["stage"] == name), "")
         losses = [step["loss"] for step in steps[-10:] if step["loss"] is not None]
-        rows.append([name, len(steps), f"{sum(losses) / max(1, len(losses)):.4f}", f"{held_out[-1]:.4f}" if held_out else "", reason])
+        rows.append(
+            [name, len(steps), f"{sum(losses) / len(losses):.4f}" if losses else "", f"{held_out[-1]:.4f}" if held_out else "", reason]
+        )
     return table(["stage", "steps", "loss (last 10)", "held-out loss", "promoted by"], rows)
 
 
