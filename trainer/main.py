@@ -28,7 +28,7 @@ commands:
 Keys are those of the recipe, dotted, e.g.
   python trainer/main.py data.videos=/path/to/videos train.lr=5e-4
   python trainer/main.py recipe=my-recipe.yaml run.name=second curriculum.stages.0.promotion.max_steps=200
-The shipped recipe trainer/recipes/toy.yaml lists them; it is the default."""
+The default recipe is trainer/recipes/toy.yaml; every key and its default stands in trainer/config.py."""
 
 
 def main(arguments: list[str] | None = None) -> int:
