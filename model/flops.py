@@ -8,7 +8,7 @@ from model.visibility import Visibility
 
 def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) -> int:
     """FLOPs of one sample's forward: the trunk over the sequence that `visibility` describes, the head on `supervised` tokens."""
-    tokens, width = len(visibility.frames) * visibility.tokens, config.width
+    tokens, width = visibility.starts[-1], config.width
     linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * config.text_tokens
     attention = 2 * width * (visibility.pairs() + tokens * config.text_tokens)
     embeddings = config.latent_channels * width * tokens + config.text_width * width * config.text_tokens

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.heads.ddpm import DDPMHead
 from model.rope3d import grid_positions, rotary_table
 from model.supervision import TrainingBatch
-from model.visibility import Visibility, frame_causal
+from model.visibility import Visibility
 
 
 class VideoMAR(nn.Module):
@@ -47,16 +47,17 @@ class VideoMAR(nn.Module):
         self.head.zero_init()
 
     def forward(self, batch: TrainingBatch) -> Tensor:
-        """Next-frame diffusion loss, summed over the supervised tokens of each sample: [B]. Only those tokens enter the head."""
+        """Diffusion loss summed over the supervised tokens of each sample and target frame: [B, T]. Only those tokens enter the head."""
         frames, height, width = batch.latents.shape[1:4]
-        latents_BLC = batch.latents.flatten(1, 3)
-        positions = grid_positions(range(frames), height, width, latents_BLC.device)
-        visibility = Visibility(frame_causal, tuple(range(frames)), height * width)
+        order = torch.tensor(batch.sequence.frame_order, device=batch.latents.device)
+        latents_BLC = batch.latents.index_select(1, order).flatten(1, 3)
+        positions = grid_positions(batch.sequence.frame_order, height, width, order.device)
         text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text)
-        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, visibility)
+        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, batch.sequence.visibility)
         loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
-        samples_M = batch.rows // latents_BLC.shape[1]
-        return loss_M.new_zeros(len(latents_BLC)).index_add(0, samples_M, loss_M)
+        samples_M, tokens_M = batch.rows // len(positions), batch.rows % len(positions)
+        places = samples_M * frames + positions[tokens_M, 0]
+        return loss_M.new_zeros(len(batch.latents) * frames).index_add(0, places, loss_M).view(-1, frames)
 
     def trunk(
         self,

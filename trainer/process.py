@@ -22,7 +22,7 @@ from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig, named_size
 from model.videomar import VideoMAR
 from trainer import events, lease
-from trainer.batches import Draws, Shape
+from trainer.batches import Draws, Shape, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
@@ -103,6 +103,7 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
     data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
+    supervision = supervision_of(config.train)
     return StageTask(
         stage=stage,
         train=config.train,
@@ -113,9 +114,9 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
         device=device,
         model=model,
         data=data,
-        draws=Draws(config.seed, shape, len(data), model),
+        draws=Draws(config.seed, shape, len(data), model, supervision),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, shape, len(held_out), model, "held_out"),
+        held_out_draws=Draws(config.seed, shape, len(held_out), model, supervision, "held_out"),
     )
 
 

@@ -14,7 +14,7 @@ from model.rope3d import grid_positions
 from model.sampling import FrameSampler, SamplingConfig, generate, guidance_weight, progressive_temperature
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
-from model.visibility import Visibility, frame_causal
+from model.visibility import Part, Visibility, frame_causal
 
 MakeBatch = Callable[..., TrainingBatch]
 FRAMES, HEIGHT, WIDTH = 4, 2, 3
@@ -25,7 +25,7 @@ def training_hidden(model: VideoMAR, latents: torch.Tensor, masked: torch.Tensor
     """Trunk outputs of the whole sequence in one pass, as training computes them."""
     text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop))
     positions = grid_positions(range(FRAMES), HEIGHT, WIDTH)
-    return model.trunk(latents, masked, positions, text, mask, Visibility(frame_causal, tuple(range(FRAMES)), TOKENS))
+    return model.trunk(latents, masked, positions, text, mask, Visibility(frame_causal, tuple(Part(frame, 0, TOKENS) for frame in range(FRAMES))))
 
 
 def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0) -> float:
