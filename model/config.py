@@ -29,6 +29,8 @@ class ModelConfig:
     head_width: int = 1024
     head_depth: int = 3
     head_repeats: int = 4
+    head: str = "ddpm"
+    flow_solver: str = "euler"
     head_output: str = "eps"  # what the head's network emits: eps itself (the paper), or v, from which eps = sigma x_t + alpha v
     diffusion_steps: int = 1000
 
@@ -43,6 +45,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope_split {self.rope_split} does not divide the {pairs} rotary pairs of a head of {self.head_dim} channels"
             )
+        if self.head not in ("ddpm", "flow"):
+            raise ValueError(f"model.head is {self.head!r}: choose ddpm or flow")
+        if self.flow_solver not in ("euler", "heun"):
+            raise ValueError(f"model.flow_solver is {self.flow_solver!r}: choose euler or heun")
         if self.head_output not in ("eps", "v"):
             raise ValueError(f"model.head_output is {self.head_output!r}: choose eps or v")
         if not 0.0 < self.mask_ratio_min <= 1.0:

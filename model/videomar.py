@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from model.block import Block
 from model.cache import KVCache
 from model.config import ModelConfig
+from model.heads import Head
 from model.heads.ddpm import DDPMHead
+from model.heads.flow import FlowHead
 from model.rope3d import grid_positions, rotary_table
 from model.supervision import TrainingBatch
 from model.visibility import Visibility
+
+HEADS = {"ddpm": DDPMHead, "flow": FlowHead}
 
 
 class VideoMAR(nn.Module):
@@ -32,7 +36,7 @@ class VideoMAR(nn.Module):
         self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.head = DDPMHead(config)
+        self.head: Head = HEADS[config.head](config)  # type: ignore[assignment]
         self.initialise()
 
     def initialise(self) -> None:

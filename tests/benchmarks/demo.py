@@ -44,7 +44,9 @@ def measure(overrides: list[str], root: Path) -> dict[str, Any]:
     """Run the job once and weigh it."""
     mark, arguments = uuid.uuid4().hex, [f"run.root={root}", *overrides]
     started, peak = time.monotonic(), 0
-    job = subprocess.Popen([sys.executable, REPOSITORY / "trainer" / "main.py", *arguments], env=os.environ | {MARK: mark}, stdout=sys.stderr)
+    job = subprocess.Popen(
+        [sys.executable, REPOSITORY / "trainer" / "main.py", *arguments], env=os.environ | {MARK: mark}, stdout=sys.stderr
+    )
     while job.poll() is None:
         peak = max(peak, memory(mark))
         time.sleep(1.0)

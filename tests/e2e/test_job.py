@@ -18,7 +18,20 @@ import av
 import pytest
 from PIL import Image
 
-from tests.e2e.job import REPOSITORY, SMALL, STAGES, STEPS, TIMEOUT, assert_every_step_once, environment, finish, lines, run, start, wait_until
+from tests.e2e.job import (
+    REPOSITORY,
+    SMALL,
+    STAGES,
+    STEPS,
+    TIMEOUT,
+    assert_every_step_once,
+    environment,
+    finish,
+    lines,
+    run,
+    start,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * TIMEOUT)]
 

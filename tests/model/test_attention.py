@@ -16,7 +16,9 @@ RULES: dict[str, Rule] = {
     "sink + window": windowed(skip_causal, 1, 2),
     "own only": lambda query, key: key == query,
 }
-PARTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=6, unique_by=lambda part: part[:2])
+PARTS = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=6, unique_by=lambda part: part[:2]
+)
 
 
 def visibility_of(rule: str, parts: list[tuple[int, int, int]]) -> Visibility:
@@ -70,4 +72,6 @@ def test_neighbouring_parts_are_one_range_of_keys() -> None:
 
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(KeyError):
-        attend(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), Visibility(frame_causal, (Part(0, 0, 1),)), "magic")
+        attend(
+            torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), Visibility(frame_causal, (Part(0, 0, 1),)), "magic"
+        )

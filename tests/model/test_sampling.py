@@ -25,7 +25,9 @@ def training_hidden(model: VideoMAR, latents: torch.Tensor, masked: torch.Tensor
     """Trunk outputs of the whole sequence in one pass, as training computes them."""
     text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop))
     positions = grid_positions(range(FRAMES), HEIGHT, WIDTH)
-    return model.trunk(latents, masked, positions, text, mask, Visibility(frame_causal, tuple(Part(frame, 0, TOKENS) for frame in range(FRAMES))))
+    return model.trunk(
+        latents, masked, positions, text, mask, Visibility(frame_causal, tuple(Part(frame, 0, TOKENS) for frame in range(FRAMES)))
+    )
 
 
 def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0) -> float:

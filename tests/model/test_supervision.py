@@ -38,8 +38,10 @@ def largest_difference(model: VideoMAR, batch: TrainingBatch, supervision: AllFr
         if not part.copy:
             continue
         own = slice(starts[place], starts[place + 1])
-        before = units[: part.unit] + [units[part.unit]]
-        alone = TokenSequence(frame_causal, tuple(Part(unit, 0, len(unit_frames) * TOKENS) for unit, unit_frames in enumerate(before)), tuple(before))
+        before = units[: part.unit + 1]
+        alone = TokenSequence(
+            frame_causal, tuple(Part(unit, 0, len(unit_frames) * TOKENS) for unit, unit_frames in enumerate(before)), tuple(before)
+        )
         masked = torch.zeros(len(batch.latents), alone.visibility.starts[-1], dtype=torch.bool)
         masked[:, alone.visibility.starts[-2] :] = batch.masked[:, own]
         hidden = trunk(model, batch, batch.latents, alone, masked)[:, alone.visibility.starts[-2] :]
