@@ -25,16 +25,19 @@ HEADS = {"ddpm": DDPMHead, "flow": FlowHead}
 
 
 class VideoMAR(nn.Module):
-    """A decoder over continuous video tokens: causal in time, bidirectional inside a latent frame, conditioned on text."""
+    """A decoder over continuous video tokens: causal in time, bidirectional inside a latent frame, conditioned on text.
 
-    def __init__(self, config: ModelConfig) -> None:
+    attention: one of model.attention.BACKENDS, or auto (flex on CUDA, sdpa-chunked elsewhere).
+    """
+
+    def __init__(self, config: ModelConfig, attention: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.latent_channels, config.width)
         self.mask_token = nn.Parameter(torch.empty(config.width))
         self.text_embed = nn.Linear(config.text_width, config.width)
         self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.depth))  # type: ignore[assignment]
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config, attention) for _ in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head: Head = HEADS[config.head](config)  # type: ignore[assignment]
         self.initialise()

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-import model.videomar
+import model.supervision
 import trainer.batches
 import trainer.loop
 from model.config import SIZES, ModelConfig
@@ -92,7 +92,8 @@ def planted(name: str, rank: int) -> Any:
     if name == "noise by rank":
         return patch.object(batches, "keyed_generator", lambda *key: ORDER(*key, rank))
     if name == "wrong mask on one rank":
-        return patch.object(model.videomar, "frame_causal", (lambda query, key: key == query) if rank else model.videomar.frame_causal)
+        rule = "skip_causal" if rank else "windowed"
+        return patch.object(model.supervision, rule, lambda query, key: key == query, create=True)
     if name == "mean of each rank":
         # The classic: every rank divides by its own tokens and the group averages the means.
         return patch.object(loop, "weighted_losses", lambda *given: RIGHT_LOSSES(*given) * (1.02 if rank else 0.98))

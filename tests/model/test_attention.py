@@ -27,13 +27,13 @@ def visibility_of(rule: str, parts: list[tuple[int, int, int]]) -> Visibility:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(RULES)), PARTS, st.integers(0, 99))
-def test_chunks_equal_the_dense_reference(rule: str, parts: list[tuple[int, int, int]], seed: int) -> None:
+@given(st.sampled_from(["sdpa-chunked", "flex"]), st.sampled_from(sorted(RULES)), PARTS, st.integers(0, 99))
+def test_backends_equal_the_dense_reference(backend: str, rule: str, parts: list[tuple[int, int, int]], seed: int) -> None:
     visibility = visibility_of(rule, parts)
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, 2, visibility.starts[-1], 4, dtype=torch.float64, generator=generator) for _ in range(3))
-    chunked, dense = attend(q, k, v, visibility, "sdpa-chunked"), attend(q, k, v, visibility, "dense")
-    torch.testing.assert_close(chunked, dense, rtol=1e-12, atol=1e-12)
+    dense = attend(q, k, v, visibility, "dense")
+    torch.testing.assert_close(attend(q, k, v, visibility, backend), dense, rtol=1e-12, atol=1e-12)
 
 
 @given(st.sampled_from(sorted(RULES)), PARTS)
