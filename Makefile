@@ -22,9 +22,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch comes first and exactly, or pip fetches a build with gigabytes of CUDA; DeepSpeed's set-up imports torch, so it builds outside isolation.
+# torch comes first and in its exact version, so that nothing later replaces it. On Linux pip's build of it brings CUDA along; for the small
+# CPU build point PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels. DeepSpeed's set-up imports torch, so it builds outside isolation.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch setuptools wheel ninja packaging numpy
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation deepspeed
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .

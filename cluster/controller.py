@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
 from trainer import events, lease
-from trainer.checkpoint.commit import last_commit
+from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
 from trainer.inspection import report
@@ -48,12 +48,14 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     spec = datasets.encode_spec(config)
     check_stages(config, spec)
     job = datasets.find(config, spec)
-    address = config.cluster.address or ("auto" if environment.get("RAY_ADDRESS") or inside_job else None)
+    address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     try:
         train(config, job, address, terminal)
     except RunFailed as failure:
         terminal.say(f"failed: {failure}")
         return 1
+    finally:
+        terminal.end()
     return 0
 
 
@@ -67,15 +69,15 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
                 f"data  {len(job.sources.sources)} videos in {job.videos}"
             )
-            dataset, reused = datasets.prepare(job, ray_session.cpus, terminal.encoding)
+            dataset, reused = datasets.prepare(job, workers * cpus, terminal.encoding)
             for line in summary.dataset_lines(job, dataset, reused):
                 terminal.say(line)
             check_samples(config, dataset)
-            run = run_folder.open_folder(config)
+            run, number = run_folder.take(config)
             events.record(
                 run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
             )
-            Run(config, run, dataset, seats, terminal).to_the_end()
+            Run(config, run, number, dataset, seats, terminal).to_the_end()
         finally:
             seats.close()
 
@@ -83,8 +85,9 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
 class Run:
     """A run on its seats, for as long as this process steers it."""
 
-    def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, seats: Seats, terminal: Terminal) -> None:
+    def __init__(self, config: RunConfig, folder: Path, number: int, dataset: Dataset, seats: Seats, terminal: Terminal) -> None:
         self.config, self.folder, self.dataset, self.seats, self.terminal = config, folder, dataset, seats, terminal
+        self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
         self.stage_step = 0
 
@@ -101,14 +104,19 @@ class Run:
         for line in summary.run_lines(self.folder, shown.messages[0] or {}):
             self.terminal.say(line)
 
-    def state(self) -> RunState:
-        """Where the last commit stands. Raises UserError when it was made on other data."""
-        found = last_commit(self.folder)
+    def resume_point(self) -> Commit | None:
+        """The commit to go on from. Raises UserError when it was made on other data."""
+        found = resume_point(self.folder)
         if found and found.dataset != self.dataset.id:
             raise UserError(
                 f"{self.folder} was trained on another data set than {self.dataset.folder}: "
-                "the videos have changed; choose another run.name"
+                "the videos or the libraries that encode them have changed; choose another run.name"
             )
+        return found
+
+    def state(self) -> RunState:
+        """Where that commit stands."""
+        found = self.resume_point()
         return found.state if found else RunState()
 
     def attempt(self, stage: Stage, state: RunState) -> None:
@@ -131,9 +139,13 @@ class Run:
 
     def generation(self, target: str, world: int, threads: int) -> generation.Outcome:
         """One life of a process group: draw its number, start it, watch it to its end. Lost seats are replaced."""
-        number = lease.draw(self.folder)
+        if not lease.holds(self.folder, self.number):
+            raise RunFailed(f"another process has taken over {self.folder}")
+        number = self.number = lease.draw(self.folder)
+        found = self.resume_point()
         payloads = [
             {
+                "commit": str(found.folder) if found else None,
                 "config": self.config.model_dump(mode="json"),
                 "run": str(self.folder),
                 "dataset": str(self.dataset.folder.absolute()),

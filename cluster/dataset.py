@@ -5,7 +5,8 @@ Called by the controller; the work itself is data_pipeline's, spread over Ray by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,6 @@ from data_pipeline.text.hashing import HashingText
 from data_pipeline.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,10 @@ def encode_spec(config: RunConfig) -> EncodeSpec:
 
 
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
-    """List the videos, after drawing the synthetic ones if the recipe names no folder."""
+    """List the videos, after drawing the synthetic ones if the recipe names no folder. Raises UserError naming the key or file."""
     videos, captions, name = config.data.videos, config.data.captions, "synthetic"
     if videos is None:
-        shapes = config.data.synthetic
-        folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{config.seed}"
-        write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, round(config.data.fps))
+        folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
     else:
         name = Path(videos).resolve().stem
@@ -75,19 +72,40 @@ def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
     return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos)
 
 
+def draw_synthetic(config: RunConfig) -> Path:
+    """The folder of synthetic videos that the recipe describes; its name tells all that they depend on."""
+    data, shapes = config.data, config.data.synthetic
+    if data.captions is not None:
+        raise UserError(f"data.captions={data.captions} describes no videos: name their folder too, data.videos=<folder>")
+    if not data.fps.is_integer():
+        raise UserError(f"data.fps={data.fps}: synthetic videos have a whole number of frames per second")
+    fps = int(data.fps)
+    folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
+    with writing(folder):
+        write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, fps)
+    return folder
+
+
 def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
-    """(the finished data set, whether it was there already). Raises UserError when no training data comes of the videos."""
+    """(the finished data set, whether it was there already), encoded by `workers` actors of one busy CPU each.
+
+    The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
+    Raises UserError when no training data comes of the videos, or when the folder cannot be written.
+    """
     if (job.folder / manifest.FILE).exists():
         return open_dataset(job.folder), True
     tokenizer_folder, text = job.folder / TOKENIZER_FOLDER, HashingText(job.spec.text_width, job.spec.text_tokens)
-    if not tokenizer_folder.exists():
-        fit_tokenizer(job.sources.sources, job).save(tokenizer_folder)
+    if not (tokenizer_folder / "tokenizer.json").exists():  # which is written last
+        fitted = fit_tokenizer(job.sources.sources, job)
+        with writing(job.folder):
+            fitted.save(tokenizer_folder)
     records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
     tokenizer = load_tokenizer(tokenizer_folder)
     made = manifest.build(
         records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint
     )
-    manifest.write(made, job.folder)
+    with writing(job.folder):
+        manifest.write(made, job.folder)
     return open_dataset(job.folder), False
 
 
@@ -97,3 +115,12 @@ def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
         return LinearTokenizer.fit(sample_for_fit(sources, job.spec), job.spec.channels, job.spec.stride)
     except ValueError as error:
         raise UserError(f"{job.videos}: {error}") from None
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says in the user's words that the operating system lets nothing be written to a folder below data.root."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): set data.root to a folder that can be") from error

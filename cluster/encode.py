@@ -12,14 +12,14 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from data_pipeline.encode import Chunk, encode_chunk, failed_chunk
+from data_pipeline.encode import Chunk, encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.text.hashing import HashingText
 from data_pipeline.tokenizers import load_tokenizer
 
-DEATHS = 3  # an encoder may die of many causes; a chunk that three died on is the cause
+DEATHS = 3  # encoders that may die on a chunk before it is given up
 PROGRESS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 
@@ -62,8 +62,8 @@ class Encoder:
         self._tokenizer = load_tokenizer(tokenizer_folder)
         self._text = HashingText(spec.text_width, spec.text_tokens)
 
-    def encode(self, chunk: Chunk) -> ChunkRecord:
-        return encode_chunk(chunk, self._spec, self._tokenizer, self._text, self._folder)
+    def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
+        return encode_chunk(chunk, self._spec, self._tokenizer, self._text, self._folder, careful)
 
 
 def encode_dataset(
@@ -76,6 +76,7 @@ def encode_dataset(
 ) -> list[ChunkRecord]:
     """Encode `chunks` into `folder` with `workers` actors; returns their records in the order of the chunks.
 
+    Each actor keeps one CPU busy but reserves none, so `workers` is the number of CPUs that the caller has to give.
     The paths must be visible to every node. Chunks that are finished already cost nothing (encode_chunk knows them).
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
     tokenizer cannot be loaded.
@@ -97,7 +98,7 @@ def work_off(
     """Give the chunks one by one to `workers` actors from make(). Returns (records, reasons why not) by chunk index.
 
     An actor holds one chunk at a time, so a death is charged to the right one. A dead one is replaced and its chunk
-    tried again; the record of a chunk that kills every encoder says that its sources failed.
+    tried again, carefully: that finds the source that kills and leaves it out. A chunk that kills nevertheless fails.
     """
     records: dict[int, ChunkRecord] = {}
     failures: dict[int, str] = {}
@@ -110,7 +111,7 @@ def work_off(
         while waiting or running:
             while waiting and idle:
                 index, actor = waiting.popleft(), idle.pop()
-                running[actor.encode.remote(chunks[index])] = index, actor
+                running[actor.encode.remote(chunks[index], deaths[index] > 0)] = index, actor
             ready, _ = ray.wait(list(running), num_returns=1, timeout=PROGRESS_SECONDS)
             for call in ready:
                 index, actor = running.pop(call)
@@ -125,7 +126,8 @@ def work_off(
                     if deaths[index] < DEATHS:
                         waiting.appendleft(index)
                     else:
-                        records[index] = failed_chunk(chunks[index], f"{DEATHS} encoders died on {chunks[index].name}")
+                        sources = chunks[index].sources
+                        failures[index] = f"{DEATHS} encoders died on {sources[0].name} to {sources[-1].name}"
                 except RayTaskError as error:
                     failures[index] = f"{type(error.cause).__name__}: {_first_line(error.cause)}"
                 idle.append(actor)

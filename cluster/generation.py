@@ -79,7 +79,7 @@ def run(
 
     Rank r gets payloads[r] | {rank, world, host, port, generation}; rank 0 also the listening socket of (host, port).
     on_message(rank, message) sees every report in the order of its rank. The first process that fails ends the rest.
-    Any exception in this process (Ctrl-C above all) stops the group, with `grace_seconds` for a commit to end.
+    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`.
     """
     last: list[Message | None] = [None] * len(seats)
     try:

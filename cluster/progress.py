@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import deque
@@ -19,19 +20,29 @@ class Terminal:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
-        self._live, self._printed = self._out.isatty(), 0.0
+        self._live, self._printed = self._out.isatty(), float("-inf")
+        self._open = False  # whether the live line is the last thing written
 
     def say(self, text: str) -> None:
         """A line that stays."""
         print(("\r\x1b[K" if self._live else "") + text, file=self._out, flush=True)
+        self._open = False
 
     def show(self, text: str) -> None:
         """The state right now; in a log at most one line in ten seconds."""
         if self._live:
-            print(f"\r\x1b[K{text}", end="", file=self._out, flush=True)
+            fitting = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be rewritten
+            print(f"\r\x1b[K{fitting}", end="", file=self._out, flush=True)
+            self._open = True
         elif time.monotonic() - self._printed >= LOG_SECONDS:
             self._printed = time.monotonic()
             print(text, file=self._out, flush=True)
+
+    def end(self) -> None:
+        """Leaves the live line, so that what anyone prints next starts on a line of its own."""
+        if self._open:
+            print(file=self._out, flush=True)
+            self._open = False
 
     def encoding(self, progress: EncodeProgress) -> None:
         self.show(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from data_pipeline.errors import UserError
 from trainer import lease
+from trainer.checkpoint.commit import write_durably
 from trainer.config import RunConfig, dump, first_difference
 
 CONFIG = "config.yaml"
@@ -22,20 +24,38 @@ def check(config: RunConfig, inside_job: bool) -> None:
             "give an absolute path that every node sees"
         )
     if (folder / CONFIG).exists():
-        saved = yaml.safe_load((folder / CONFIG).read_text())
+        saved = read_config(folder / CONFIG)
         if difference := first_difference(saved, config.model_dump(mode="json")):
             raise UserError(
                 f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != "lease" for path in folder.iterdir()):
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
+    check_free(folder)
+    check_writable(folder, "run.root")
+    check_writable(config.data_root, "data.root")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's resolved recipe. Raises UserError when the file is not one."""
+    try:
+        saved = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is damaged: it is not a recipe; choose another run.name")
+    return saved
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError while the process that steers the run lives on this host. One on another host cannot be seen from here:
+    it is taken over, and its next write is fenced off."""
     owner = lease.owner(folder)
     if owner and lease.is_alive(owner):
         raise UserError(f"run {folder} is live in process {owner.pid} on {owner.host}: stop it, or choose another run.name")
-    check_writable(folder)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, key: str) -> None:
     """Raises UserError naming the nearest existing parent that does not let us in. Leaves nothing behind."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     probe = parent / ".videomar-write-probe"
@@ -43,16 +63,15 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{parent} cannot be written ({error.strerror}): choose another run.root") from None
+        raise UserError(f"{parent} cannot be written ({error.strerror}): choose another {key}") from None
 
 
-def open_folder(config: RunConfig) -> Path:
-    """The run's folder, made with its config.yaml if it is new."""
+def take(config: RunConfig) -> tuple[Path, int]:
+    """(the run's folder, made with its config.yaml if it is new; the generation number that makes this process its owner)."""
     folder = config.run_folder.absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / CONFIG).exists():
-            (folder / CONFIG).write_text(dump(config))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another run.root") from None
-    return folder
+    check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    number = lease.draw(folder)
+    if not (folder / CONFIG).exists():
+        write_durably(folder / CONFIG, dump(config))
+    return folder, number

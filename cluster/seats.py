@@ -39,7 +39,8 @@ class Seat:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         if not ray.get_gpu_ids():
-            os.environ["DS_ACCELERATOR"] = "cpu"
+            # Ray leaves the devices visible to an actor that asked for none; torch and DeepSpeed must agree on what there is.
+            os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         # multiprocessing would run this worker's main file, and with it import ray, again in every child
         vars(sys.modules["__main__"]).pop("__file__", None)
         multiprocessing.set_forkserver_preload(["cluster.child", *preload])

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.dataset import EncodeJob
 from cluster.progress import clock
 from data_pipeline.loader import Dataset
-from trainer.events import read_events
+from trainer.events import read_events, standing
 from trainer.metrics import read_metrics
 
 LISTED = 5
@@ -42,17 +42,16 @@ def mismatches(what: str, names: tuple[str, ...]) -> list[str]:
 
 def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
     """The result: stages with their last losses, samples against copying, and where to look."""
-    metrics, happened = read_metrics(run), read_events(run)
+    metrics, happened = read_metrics(run), standing(read_events(run))
     lines = []
     for promotion in (event for event in happened if event["event"] == "promotion"):
         steps = [step for step in metrics if step["stage"] == promotion["stage"]]
         held_out = [event["held_out_loss"] for event in happened if event["event"] == "evaluation" and event["stage"] == promotion["stage"]]
         seconds = sum(step["step_seconds"] + step["data_seconds"] for step in steps)
-        text = f", held-out {held_out[-1]:.4f}" if held_out else ""
-        lines.append(
-            f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}, loss {steps[-1]['loss']:.4f}{text} "
-            f"({promotion['reason']})"
-        )
+        losses = [step["loss"] for step in steps if step["loss"] is not None]
+        text = (f", loss {losses[-1]:.4f}" if losses else "") + (f", held-out {held_out[-1]:.4f}" if held_out else "")
+        skipped = f", {len(steps) - len(losses)} skipped" if len(losses) < len(steps) else ""
+        lines.append(f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}{text}{skipped} ({promotion['reason']})")
     lines.append(
         f"samples: PSNR {samples['psnr']:.1f} dB over the generated frames of {samples['clips']} held-out clips, "
         f"{samples['psnr_copy_last_frame']:.1f} dB for repeating the given frame"

@@ -2,6 +2,7 @@
 actors, tests call it in process; it knows nothing of Ray, and any order of chunks gives the same bytes."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,18 +58,25 @@ def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
     return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
 
 
-def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Path) -> ChunkRecord:
+def encode_chunk(
+    chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Path, careful: bool = False
+) -> ChunkRecord:
     """Writes the chunk's shards into the data set's folder, then one record per source; returns what it wrote.
 
     A chunk whose records and shards are already there, made from the same inputs, is returned without work. A source
-    that cannot be decoded is an outcome, not an error.
+    that cannot be decoded is an outcome, not an error; so is, if `careful`, one whose decoding kills the process.
     """
     folder = Path(folder)
     work = work_fingerprint(chunk, spec, tokenizer, text)
     if finished := read_finished(chunk, work, folder):
         return finished
     samples: dict[str, list[Sample]] = {bucket.id: [] for bucket in spec.buckets}
-    outcomes = [_encode_source(source, spec, tokenizer, text, samples) for source in chunk.sources]
+    outcomes = [
+        SourceRecord(source.id, source.name, "failed", "decoding it kills the process")
+        if careful and _kills(source, spec)
+        else _encode_source(source, spec, tokenizer, text, samples)
+        for source in chunk.sources
+    ]
     shards = tuple(write_shard(folder / bucket, chunk.name, found) for bucket, found in samples.items() if found)
     record = ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), shards)
     for outcome in outcomes:
@@ -93,12 +101,6 @@ def read_finished(chunk: Chunk, work: str, folder: Path) -> ChunkRecord | None:
     if not all(is_intact(folder, shard) for shard in shards):
         return None
     return ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), tuple(shards))
-
-
-def failed_chunk(chunk: Chunk, reason: str) -> ChunkRecord:
-    """The record of a chunk that could not be worked on at all: every source failed, with that reason."""
-    outcomes = tuple(SourceRecord(source.id, source.name, "failed", reason) for source in chunk.sources)
-    return ChunkRecord(chunk.split, chunk.index, "", outcomes, ())
 
 
 def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos") -> Iterator[np.ndarray]:
@@ -151,6 +153,14 @@ def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceR
         return clips_of(source.path, spec)
     except DecodeError as error:
         return SourceRecord(source.id, source.name, "failed", str(error))
+
+
+def _kills(source: Source, spec: EncodeSpec) -> bool:
+    """Whether decoding the source kills the process that does it: a process of its own finds out."""
+    child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec))
+    child.start()
+    child.join()
+    return child.exitcode is not None and child.exitcode < 0
 
 
 def _outcome(source: Source, found: SourceClips, sums: LatentSums) -> SourceRecord:

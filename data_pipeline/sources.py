@@ -3,6 +3,7 @@ The command line calls it; it opens no video."""
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,16 +76,26 @@ def _video_names(root: Path) -> list[str]:
 def _read_captions(path: Path) -> dict[str, str]:
     """Captions by the file name as written in the table."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            missing = {"file", "caption"} - set(table.fieldnames or ())
-            if missing:
-                raise UserError(f"captions file {path} has no column {sorted(missing)[0]!r}: it needs file,caption")
-            rows = [(row["file"].strip().replace("\\", "/"), (row["caption"] or "").strip()) for row in table]
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"captions file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"captions file {path} is not a UTF-8 csv table: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"captions file {path}, line {line}, is not a UTF-8 text: save the table as UTF-8") from error
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    rows = []
+    try:
+        missing = {"file", "caption"} - set(table.fieldnames or ())
+        if missing:
+            raise UserError(f"captions file {path} has no column {sorted(missing)[0]!r}: it needs file,caption")
+        for row in table:
+            if None in row or None in row.values():  # DictReader's marks of a long and of a short row
+                raise UserError(
+                    f"captions file {path}, line {table.line_num}, has not one value per column: quote captions that hold a comma"
+                )
+            rows.append((row["file"].strip().replace("\\", "/"), row["caption"].strip()))
+    except csv.Error as error:
+        raise UserError(f"captions file {path}, line {table.reader.line_num}, is not a row of a csv table: {error}") from error
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
     if twice:
         raise UserError(f"captions file {path} has more than one row for {twice[0]}: keep one")

@@ -30,7 +30,7 @@ class EncodeSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.fps <= 0:
+        if not 0 < self.fps < float("inf"):
             raise ValueError(f"fps {self.fps} must be positive")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out {self.held_out} must be a fraction below 1")
@@ -39,6 +39,10 @@ class EncodeSpec:
         for name in ("channels", "text_tokens", "text_width", "sources_per_shard", "max_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.text_width % 2:
+            raise ValueError(f"text_width {self.text_width} must be even: positions are sine and cosine pairs")
+        if min(self.stride) < 1:
+            raise ValueError(f"stride {list(self.stride)} must be at least 1 in each direction")
         for bucket in self.buckets:
             latent_shape(bucket, self.stride)
 

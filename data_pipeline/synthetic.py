@@ -4,8 +4,10 @@ with captions that say what moves where. The embedded default trains on them; te
 import csv
 import io
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from data_pipeline.order import keyed_generator
 from data_pipeline.write_video import write_mp4
 
 VERSION = 2  # raise it when the same request would draw other pictures
-MARKER = "synthetic.json"  # written last: the folder holds exactly the request it records
+MARKER = "synthetic.json"  # the request that the folder holds exactly
 COLOURS = {
     "red": (214, 48, 49),
     "orange": (240, 140, 40),
@@ -58,15 +60,38 @@ class Scene:
 
 
 def write_synthetic(folder: str | Path, clips: int, seed: int, size: int = 96, frames: int = 34, fps: int = 8) -> None:
-    """Writes clip-00000.mp4 ... and captions.csv; does nothing when the folder already holds exactly this request."""
+    """Writes clip-00000.mp4 ... and captions.csv; does nothing when the folder already holds exactly this request.
+
+    The folder appears whole or not at all, so any number of processes may ask for it at once. One that holds another request is
+    replaced. Raises OSError when it cannot be written, or holds what is not ours to delete.
+    """
     folder = Path(folder)
     request = {"version": VERSION, "clips": clips, "seed": seed, "size": size, "frames": frames, "fps": fps}
-    marker = folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == request:
+    if _request_in(folder) == request:
         return
-    marker.unlink(missing_ok=True)
-    for stale in folder.glob("clip-[0-9][0-9][0-9][0-9][0-9].mp4"):
-        stale.unlink()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        drawn = Path(temporary) / "drawn"
+        _draw(drawn, clips, seed, size, frames, fps)
+        storage.write_json(drawn / MARKER, request)
+        if _request_in(folder) not in (None, request):
+            folder.rename(Path(temporary) / "replaced")
+        try:
+            drawn.rename(folder)
+        except OSError:
+            if _request_in(folder) != request:  # else somebody was faster
+                raise
+
+
+def _request_in(folder: Path) -> dict[str, Any] | None:
+    """What a folder was drawn for, or None when it is not a finished folder of synthetic videos."""
+    try:
+        return json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _draw(folder: Path, clips: int, seed: int, size: int, frames: int, fps: int) -> None:
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("file", "caption"))
@@ -76,7 +101,6 @@ def write_synthetic(folder: str | Path, clips: int, seed: int, size: int = 96, f
         write_mp4(folder / name, render(scene, size, frames, fps), fps)
         rows.writerow((name, caption(scene)))
     storage.write_bytes(folder / "captions.csv", table.getvalue().encode())
-    storage.write_json(marker, request)
 
 
 def draw_scene(generator: np.random.Generator) -> Scene:

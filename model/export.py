@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.videomar import VideoMAR
@@ -22,15 +23,24 @@ def save(model: VideoMAR, folder: Path) -> None:
 def load(folder: str | Path) -> VideoMAR:
     """The model of an exported folder, in evaluation mode.
 
-    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    Raises FileNotFoundError or ValueError naming the file and what is missing or does not fit.
     """
     folder = Path(folder)
-    fields = json.loads((folder / "config.json").read_text())
-    fields["rope_split"] = tuple(fields["rope_split"])
-    model = VideoMAR(ModelConfig(**fields))
-    missing = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    if missing.missing_keys or missing.unexpected_keys:
-        raise ValueError(
-            f"{folder}/model.safetensors does not fit its config.json: missing {missing.missing_keys}, unexpected {missing.unexpected_keys}"
-        )
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+        config = ModelConfig(**fields | {"rope_split": tuple(fields["rope_split"])})
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from None
+    model, weights = VideoMAR(config), load_file(folder / "model.safetensors")
+    own = model.state_dict()
+    wrong = sorted(name for name in own.keys() | weights.keys() if shape_of(own, name) != shape_of(weights, name))
+    if wrong:
+        found = f"{wrong[0]} is {shape_of(weights, wrong[0])}, not {shape_of(own, wrong[0])}"
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit its config.json: {found} ({len(wrong)} tensors differ)")
+    model.load_state_dict(weights)
     return model.eval()
+
+
+def shape_of(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """Shape of a named tensor, None when there is none."""
+    return tuple(tensors[name].shape) if name in tensors else None

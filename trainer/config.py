@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class RunSection(Section):
@@ -31,7 +31,7 @@ class RunSection(Section):
 class SyntheticSection(Section):
     clips: int = Field(256, ge=8)
     frames: int = Field(34, ge=5)
-    size: int = Field(96, ge=32)
+    size: int = Field(96, ge=32, multiple_of=2)
 
 
 class DataSection(Section):
@@ -93,12 +93,12 @@ class CurriculumSection(Section):
 class SampleSection(Section):
     videos: int = Field(4, ge=1)
     iterations: int = Field(16, ge=1)
-    head_steps: int = Field(50, ge=1)
+    head_steps: int = Field(50, ge=2)
     guidance: float = Field(1.5, ge=1)
 
 
 class RunConfig(Section):
-    """Everything a run is made of. Fields that are fixed names are listed in the README."""
+    """Everything a run is made of."""
 
     recipe: str = "toy"
     seed: int = 0
@@ -176,7 +176,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise UserError(f"recipe={recipe}: no such recipe; give a path to a .yaml file or one of {shipped}")
     try:
         tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections")
@@ -215,7 +215,7 @@ def explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         nearest = nearest_key(key)
-        return f"{key}: unknown key" + (f"; did you mean {nearest}?" if nearest else "; see trainer/recipes/toy.yaml for the keys")
+        return f"{key}: unknown key" + (f"; did you mean {nearest}?" if nearest else "; see trainer/config.py for the keys")
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
     value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")

@@ -48,14 +48,14 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # Its shared-memory kernel serves inference only, and would be compiled for a minute at the first start on a machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.layout, self.ema_decay = layout, train.ema
+        self.layout, self.ema_decay, self.clip = layout, train.ema, train.clip
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=adamw(model, train),
             config={
                 "train_micro_batch_size_per_gpu": layout.micro_batch,
                 "gradient_accumulation_steps": layout.accumulation,
-                "gradient_clipping": train.clip,
+                "gradient_clipping": train.clip if layout.zero else 0.0,
                 "zero_optimization": {"stage": layout.zero},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**9,
@@ -72,12 +72,18 @@ class Engine:
         """Accumulate one micro-batch's gradients, and after the last one of a step update the weights."""
         self.deepspeed.backward(loss)
         if not self.layout.zero and self.deepspeed.is_gradient_accumulation_boundary():
-            # Without ZeRO DeepSpeed keeps no norm and would step into a NaN.
-            gradients = [parameter.grad for parameter in self.model.parameters()]
-            self.plain_norm = float(nn.utils.get_total_norm(gradients))
-            if not math.isfinite(self.plain_norm):
-                self.deepspeed.zero_grad()  # to None: the optimiser passes every parameter over
+            self.plain_norm = self.clip_plain()
         self.deepspeed.step()
+
+    def clip_plain(self) -> float:
+        """Without ZeRO: clip, and return the norm before. DeepSpeed would keep no norm and step into a NaN."""
+        parameters = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        else:
+            self.deepspeed.zero_grad()  # to None: the optimiser passes every parameter over
+        return float(norm)
 
     def finish_step(self) -> tuple[float, bool]:
         """(gradient norm before clipping, skipped). Gradients that are not finite change neither weights nor moments nor average."""

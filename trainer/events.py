@@ -5,11 +5,15 @@ Any process of the run may append.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+OF_A_STEP = ("evaluation", "promotion", "commit")
 
 
 def record(run: Path, kind: str, **fields: Any) -> None:
@@ -22,7 +26,20 @@ def record(run: Path, kind: str, **fields: Any) -> None:
         os.close(file)
 
 
+def standing(happened: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events without those of steps that a later restart went back behind: what is true of the run as it stands."""
+    kept: list[dict[str, Any]] = []
+    for event in happened:
+        if event["event"] == "layout":
+            kept = [old for old in kept if old["event"] not in OF_A_STEP or old["step"] <= event["step"]]
+        kept.append(event)
+    return kept
+
+
 def read_events(run: Path) -> list[dict[str, Any]]:
-    """All events so far, in order."""
-    path = run / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    """All events so far, in order; a line that a kill has torn is left out."""
+    path, found = run / "events.jsonl", []
+    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -57,14 +57,14 @@ Batches = Iterator[tuple[StepPlan, MicroBatch]]
 
 def run_stage(
     task: StageTask, engine: Engine, state: RunState, commit: Commit, publish: Callable[[StepMetrics], None], event: Event
-) -> RunState:
+) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's."""
     rule, last_commit, saving = task.stage.promotion, state.step, 0.0
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state)) is None:
             state, metrics = train_step(task, engine, state, batches)
-            if state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps:
+            if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
                 state = state.evaluated(evaluate(task, engine))
                 event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
@@ -75,10 +75,9 @@ def run_stage(
                 saving, last_commit = commit(state, "periodic"), state.step
     finally:
         batches.close()
+    commit(state.promoted(), f"end of stage {task.stage.name}: {reason}")
+    commit(state.promoted(), f"end of stage {task.stage.name}: {reason}")
     event("promotion", stage=task.stage.name, step=state.step, reason=reason)
-    state = state.promoted()
-    commit(state, f"end of stage {task.stage.name}: {reason}")
-    return state
 
 
 def passes(task: StageTask, state: RunState) -> Iterator[tuple[StepPlan, Unit]]:

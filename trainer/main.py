@@ -12,6 +12,7 @@ if not __package__:  # run as a script: look modules up beside trainer/, not ins
 
 import importlib
 import os
+import signal
 
 from data_pipeline.errors import UserError
 
@@ -31,7 +32,7 @@ The shipped recipe trainer/recipes/toy.yaml lists them; it is the default."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 when all was done, 2 for a user's mistake (one line says which), 130 after Ctrl-C."""
+    """Run a command; 0 when all was done, 1 when the run failed, 2 for a user's mistake (one line says which), 128 + a signal's number."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help", "help"} & set(arguments[:1]):
         print(HELP.format(commands="\n".join(f"  {text}" for _, text in COMMANDS.values())))
@@ -44,10 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; what was done so far is kept, mend it and run again", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+            raise
         print("\nstopped; the same command continues from the last commit", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, SystemExit) else signal.SIGINT)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does once it is up: clean up, then leave
     sys.exit(main())

@@ -6,6 +6,7 @@ The report and the exporters read this list.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -70,8 +71,13 @@ def cut_back(run: Path, step: int) -> int:
     return dropped
 
 
+def last_step(run: Path) -> int:
+    """The last step that metrics.jsonl holds, 0 before the first."""
+    return max((int(str(line["step"])) for line in read_metrics(run)[-1:]), default=0)
+
+
 class MetricsLog:
-    """metrics.jsonl, open for appending; every line is on disk's way before the step is reported."""
+    """metrics.jsonl, open for appending."""
 
     def __init__(self, run: Path) -> None:
         self._file: TextIO = metrics_path(run).open("a")
@@ -80,8 +86,9 @@ class MetricsLog:
         self._file.write(json.dumps(asdict(metrics)) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
+    def sync(self) -> None:
+        """Wait until all lines are on the disk; a commit must not be ahead of them."""
+        os.fsync(self._file.fileno())
 
 
 def read_metrics(run: Path) -> list[dict[str, object]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,29 +20,26 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig, named_size
 from model.videomar import VideoMAR
-from trainer import events, lease
 from trainer.batches import Draws, Shape, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
+from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
-from trainer.metrics import MetricsLog, cut_back
 from trainer.planner import global_batch, plan_layout
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
-    """The seat's target. payload: config, run, dataset, rank, world, host, port, generation, threads."""
+    """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
     started = perf_counter()
     config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
     torch.set_num_threads(payload["threads"])
     device = join_group(payload, listener)
     joined = perf_counter()
     dataset = open_dataset(Path(payload["dataset"]))
-    found = commits.last_commit(run_folder)
+    found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
     engine = Engine(initial_model(config, task.model).to(device), config.train, task.layout)
@@ -51,25 +47,19 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         store.load_fragments(found.folder, engine.fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
-    built = perf_counter()
-    log = None
-    if task.rank == 0:
-        dropped, log = cut_back(run_folder, state.step), MetricsLog(run_folder)
-        seconds = {"group": joined - started, "build": built - joined}
-        events.record(
-            run_folder, "layout", stage=task.stage.name, step=state.step, recomputed=dropped, **vars(task.layout), seconds=seconds
-        )
-
-    def publish(metrics: Any) -> None:
-        if log:
-            if not lease.holds(run_folder, task.generation):
-                raise commits.Fenced(f"generation {task.generation} no longer owns {run_folder}")
-            log.write(metrics)
-            report({"kind": "step", **vars(metrics)})
-
-    event = partial(events.record, run_folder, generation=task.generation) if log else (lambda *args, **fields: None)
-    run_stage(task, engine, state, partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits), publish, event)
+    journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
+    if journal:
+        seconds = {"group": joined - started, "build": perf_counter() - joined}
+        layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
+        journal.event("layout", stage=task.stage.name, step=state.step, **layout)
+    save = partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits, journal)
+    publish, event = (journal.step, journal.event) if journal else (silence, silence)
+    run_stage(task, engine, state, save, publish, event)
     dist.destroy_process_group()
+
+
+def silence(*told: Any, **fields: Any) -> None:
+    """What the other ranks tell: nothing."""
 
 
 def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch.device:
@@ -120,7 +110,9 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     )
 
 
-def commit(run_folder: Path, task: StageTask, engine: Engine, dataset: str, keep: int, state: RunState, reason: str) -> float:
+def commit(
+    run_folder: Path, task: StageTask, engine: Engine, dataset: str, keep: int, journal: Journal | None, state: RunState, reason: str
+) -> float:
     """Write this rank's fragments; when all have, rank 0 makes them a commit. Returns the seconds it took."""
     started = perf_counter()
     folder = commits.commit_folder(run_folder, state.step, task.generation)
@@ -132,9 +124,10 @@ def commit(run_folder: Path, task: StageTask, engine: Engine, dataset: str, keep
         store.save_fragments(path, engine.fragments())
         own = commits.file_record(path)
     dist.all_gather_object(records, own)
-    if task.rank == 0:
+    if journal:
+        journal.sync()
         marker = commits.Commit(folder, state, task.generation, dataset, reason)
-        commits.write_marker(folder, marker, [record for record in records if record], partial(lease.holds, run_folder, task.generation))
+        commits.write_marker(folder, marker, [record for record in records if record], journal.check_owner)
         commits.prune(run_folder, keep)
-        events.record(run_folder, "commit", step=state.step, generation=task.generation, reason=reason, seconds=perf_counter() - started)
+        journal.event("commit", step=state.step, reason=reason, seconds=perf_counter() - started)
     return perf_counter() - started

@@ -93,6 +93,7 @@ class LinearTokenizer:
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
     def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json last: a folder that has it is whole."""
         arrays = {"mean": self.mean, "first": self.first, "group": self.group}
         storage.write_bytes(Path(folder) / "linear.safetensors", save(arrays))
         storage.write_json(

@@ -70,13 +70,14 @@ def measure(overrides: list[str], root: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(sys.argv[1:], Path(scratch))
     passed = result["seconds"] < MAX_SECONDS and result["share"] >= MIN_SHARE and result["peak_memory_bytes"] < MAX_BYTES
     gates = {"seconds": MAX_SECONDS, "share": MIN_SHARE, "peak_memory_bytes": MAX_BYTES}
     publish({"benchmark": "demo", "ratio": result["share"], "gates": gates, "passed": passed, **result})
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,7 +24,7 @@ def ray_session() -> Iterator[Session]:
         assert until_gone(mark) == []
 
 
-def until_gone(mark: str, patience: float = 20.0) -> list[str]:
+def until_gone(mark: str, patience: float = 90.0) -> list[str]:
     """Command lines of the processes that inherited the mark and still run after `patience` seconds."""
     deadline = time.monotonic() + patience
     while (left := _marked(mark)) and time.monotonic() < deadline:

@@ -11,9 +11,11 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.encode import IncompleteError, Progress, encode_dataset, work_off
+from cluster.encode import Encoder, IncompleteError, Progress, encode_dataset, work_off
 from cluster.session import REPOSITORY
+from data_pipeline import encode
 from data_pipeline.buckets import Bucket
+from data_pipeline.clips import SourceClips, clips_of
 from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.records import ChunkRecord
@@ -95,15 +97,15 @@ def test_encoding_needs_no_torch() -> None:
 
 
 class Fragile:
-    """An encoder that dies on a chunk's first `deaths` tries, which it counts in files."""
+    """An encoder that dies on a chunk's first `deaths` tries, which it notes in file names."""
 
     def __init__(self, folder: Path, deaths: dict[int, int]) -> None:
         self.folder = folder
         self.deaths = deaths
 
-    def encode(self, chunk: Chunk) -> ChunkRecord:
+    def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
         tries = len(list(self.folder.glob(f"{chunk.index}-*")))
-        (self.folder / f"{chunk.index}-{tries}").touch()
+        (self.folder / f"{chunk.index}-{tries}-{'careful' if careful else 'fast'}").touch()
         if tries < self.deaths.get(chunk.index, 0):
             os.kill(os.getpid(), signal.SIGKILL)
         return ChunkRecord(chunk.split, chunk.index, "", (), ())
@@ -115,19 +117,43 @@ def fragile(folder: Path, deaths: dict[int, int]) -> tuple[dict[int, ChunkRecord
     return work_off(chunks, lambda: encoder.remote(folder, deaths), 2, lambda _: None)
 
 
-def test_an_encoder_that_dies_is_replaced_and_its_chunk_is_tried_again(tmp_path: Path) -> None:
+def test_an_encoder_that_dies_is_replaced_and_its_chunk_is_tried_again_with_care(tmp_path: Path) -> None:
     records, failures = fragile(tmp_path, {1: 2})
     assert set(records) == {0, 1, 2, 3}
     assert not failures
-    assert len(list(tmp_path.glob("1-*"))) == 3
+    assert sorted(path.name for path in tmp_path.glob("1-*")) == ["1-0-fast", "1-1-careful", "1-2-careful"]
+    assert [path.name for path in tmp_path.glob("0-*")] == ["0-0-fast"]
 
 
-def test_the_sources_of_a_chunk_that_kills_every_encoder_are_failed_by_name(tmp_path: Path) -> None:
+def test_a_chunk_that_kills_every_encoder_is_no_record_of_failed_sources_but_a_failure(tmp_path: Path) -> None:
     records, failures = fragile(tmp_path, {2: 100})
-    assert not failures
-    source = records[2].sources[0]
-    assert (source.name, source.status, source.reason) == ("s2.mp4", "failed", "3 encoders died on shard-000002")
+    assert set(records) == {0, 1, 3}
+    assert failures == {2: "3 encoders died on s2.mp4 to s2.mp4"}
     assert len(list(tmp_path.iterdir())) == 3 + 3
+
+
+def crash_on_the_second(source: Source, spec: EncodeSpec) -> SourceClips:
+    """As the real decoding, but one source makes it crash."""
+    if source.name == "clip-00001.mp4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return clips_of(source.path, spec)
+
+
+class Crashing(Encoder):
+    """A real encoder with that decoding."""
+
+    def __init__(self, *arguments: Any) -> None:
+        encode._clips_or_failure = crash_on_the_second
+        super().__init__(*arguments)
+
+
+def test_of_a_chunk_with_a_video_that_crashes_the_decoder_only_that_video_is_lost(data: Data, tmp_path: Path) -> None:
+    encoder: Any = ray.remote(Crashing).options(num_cpus=0)
+    chunk = Chunk("train", 0, data.sources[:3])
+    records, failures = work_off([chunk], lambda: encoder.remote(SPEC, data.tokenizer, tmp_path), 1, lambda _: None)
+    assert not failures
+    assert [source.status for source in records[0].sources] == ["ok", "failed", "ok"]
+    assert records[0].sources[1].reason == "decoding it kills the process"
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1e6))

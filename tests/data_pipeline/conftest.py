@@ -1,6 +1,5 @@
 """Small real inputs for the data tests: synthetic mp4 files, an encoded data set, and writers of awkward videos."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -105,11 +104,3 @@ def synthetic_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoded(synthetic_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     """The synthetic clips as a data set. Read only: tests that change it make their own."""
     return encode_folder(synthetic_videos, tmp_path_factory.mktemp("dataset"))
-
-
-@pytest.fixture(scope="session")
-def real_videos() -> Path:
-    folder = os.environ.get("VIDEOMAR_TEST_VIDEOS", "")
-    if not Path(folder, "captions.csv").is_file():
-        pytest.skip("set VIDEOMAR_TEST_VIDEOS to the folder of real clips (with captions.csv and edge/)")
-    return Path(folder)

@@ -1,4 +1,6 @@
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -8,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import manifest
-from data_pipeline.encode import encode_chunk, failed_chunk, held_out_ids, plan_chunks, sample_for_fit
+from data_pipeline import encode, manifest
+from data_pipeline.clips import SourceClips, clips_of
+from data_pipeline.encode import encode_chunk, held_out_ids, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.records import HELD_OUT, TRAIN, SourceRecord
 from data_pipeline.sources import Source, list_sources
+from data_pipeline.spec import EncodeSpec
 from data_pipeline.tokenizers.linear import LinearTokenizer
 
 from .conftest import SPEC, Encoded, bytes_by_name, encode_folder
@@ -117,11 +121,21 @@ def test_records_survive_json_and_name_every_outcome(encoded: Encoded, synthetic
     assert (summary.total, summary.ok, list(summary.failed)) == (13, 12, ["broken.mp4"])
 
 
-def test_a_chunk_that_could_not_be_worked_on_fails_all_its_sources() -> None:
-    (chunk,) = plan_chunks(fake_sources(1), SPEC)
-    record = failed_chunk(chunk, "its worker died 3 times")
-    assert [(source.name, source.status) for source in record.sources] == [("0.mp4", "failed")]
-    assert record.clips == 0
+def deadly_clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips:
+    """As the real one, but one source makes the decoder crash."""
+    if source.name == "clip-00002.mp4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return clips_of(source.path, spec)
+
+
+@pytest.mark.timeout(120)
+def test_a_source_whose_decoding_kills_is_found_and_fails_alone(encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_clips_or_failure", deadly_clips_or_failure)
+    chunk = next(c for c in plan_chunks(encoded.sources, encoded.spec) if any(s.name == "clip-00002.mp4" for s in c.sources))
+    record = encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path, careful=True)
+    assert {s.name: s.reason for s in record.sources if s.status != "ok"} == {"clip-00002.mp4": "decoding it kills the process"}
+    assert record.clips
+    assert encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path) == record
 
 
 def test_the_sample_for_fitting_comes_from_train_sources_alone(encoded: Encoded) -> None:

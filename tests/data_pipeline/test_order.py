@@ -1,9 +1,14 @@
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import count
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.order import EpochOrder, keyed_generator, wrap
+from trainer.units import deal
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(sum)
 SEEDS = st.integers(0, 2**40)
@@ -34,14 +39,53 @@ def test_batches_that_wrap_over_the_end_repeat_nothing_inside_an_epoch(samples: 
     assert places == sorted(places)
 
 
-@settings(max_examples=20)
-@given(SEEDS, st.permutations([1, 2, 3, 4, 6]))
-def test_changing_the_world_size_mid_epoch_changes_no_global_batch(seed: int, worlds: list[int]) -> None:
-    order, batch = EpochOrder([9, 14, 3, 20, 14], seed, "5x64x64", 0), 12
-    steps = {world: [list(range(rank, batch, world)) for rank in range(world)] for world in worlds}
-    for step, world in enumerate(worlds):
-        dealt = [order[step * batch + offset] for rank in steps[world] for offset in rank]
-        assert sorted(dealt) == sorted(order[step * batch + offset] for offset in range(batch))
+class WithReplacement(EpochOrder):
+    """What an order must not be: every index draws anew."""
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return super().__getitem__(int(keyed_generator("anew", index).integers(len(self))))
+
+
+Visits = dict[int, Counter[tuple[int, int]]]  # by epoch
+
+
+def train(make: Callable[[int], EpochOrder], batch: int, worlds: Sequence[int], epochs: int, crash: int, lost: int) -> Visits:
+    """What the ranks of runs on changing world sizes visit: in step `crash` the run dies, and the last `lost` steps with it."""
+    visits: list[list[tuple[int, tuple[int, int]]]] = []  # by step, as committed
+    attempts = count()
+    while len(visits) * batch < epochs * len(make(0)):
+        attempt = next(attempts)
+        if attempt == crash:
+            del visits[max(0, len(visits) - lost) :]
+        first = len(visits) * batch
+        orders: dict[int, EpochOrder] = {}
+        ranks = deal([1] * batch, dp=worlds[attempt % len(worlds)], micro_batch=2)
+        step = []
+        for units in ranks:
+            rows = [sample for unit in units for sample, weight in zip(unit.samples, unit.weights, strict=True) if weight]
+            for epoch, index in (wrap(first + row, len(make(0))) for row in rows):
+                order = orders.setdefault(epoch, make(epoch))
+                step.append((epoch, order[index]))
+        visits.append(step)
+    return {epoch: Counter(place for step in visits for e, place in step if e == epoch) for epoch in range(epochs)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(COUNTS, SEEDS, st.integers(1, 13), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 5))
+def test_each_epoch_visits_all_samples_once_over_world_sizes_and_a_restart(
+    counts: list[int], seed: int, batch: int, worlds: list[int], crash: int, lost: int
+) -> None:
+    visits = train(lambda epoch: EpochOrder(counts, seed, "5x64x64", epoch), batch, worlds, 2, crash, lost)
+    once = Counter((shard, row) for shard, size in enumerate(counts) for row in range(size))
+    for epoch in range(2):
+        walk = EpochOrder(counts, seed, "5x64x64", epoch)
+        assert visits[epoch] == once == Counter(walk[index] for index in range(len(walk)))
+
+
+def test_sampling_with_replacement_would_be_noticed() -> None:
+    visits = train(lambda epoch: WithReplacement([9, 14, 3], 0, "5x64x64", epoch), 4, [2, 3], 2, 3, 1)
+    assert visits[0].total() == 26
+    assert max(visits[0].values()) > 1
 
 
 def test_neighbours_in_the_order_come_from_one_window_of_shards() -> None:

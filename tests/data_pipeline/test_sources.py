@@ -63,7 +63,12 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
     [
         (b"name,text\na.mp4,x\n", "no column 'caption'"),
         (b"", "no column"),
-        (b"file,caption\na.mp4,\xff\xfe\n", "not a UTF-8"),
+        (b"file,caption\na.mp4,\xff\xfe\n", "line 2, is not a UTF-8"),
+        ("file,caption\na.mp4,x\nb.mp4,y\n".encode("utf-16"), "line 1, is not a UTF-8"),
+        (b"caption,file\nx,a.mp4\n\nonly a caption\n", "line 4, has not one value per column"),
+        (b"file,caption\na.mp4\n", "line 2, has not one value per column"),
+        (b"file,caption\na.mp4,a cat, asleep\n", "line 2, has not one value per column"),
+        (b"file,caption\na.mp4," + b"x" * 200_000, "line 2, is not a row"),
         (b"file,caption\na.mp4,x\na.mp4,y\n", "more than one row for a.mp4"),
         (None, "cannot be read"),
     ],

@@ -19,6 +19,11 @@ def test_a_spec_survives_json() -> None:
     ("change", "named"),
     [
         ({"fps": 0}, "fps 0"),
+        ({"fps": float("inf")}, "fps inf"),
+        ({"text_width": 0}, "text_width 0"),
+        ({"text_width": 7}, "text_width 7 must be even"),
+        ({"stride": (0, 8, 8)}, r"stride \[0, 8, 8\]"),
+        ({"stride": (4, 8, -8)}, r"stride \[4, 8, -8\]"),
         ({"held_out": 1.0}, "held_out 1.0"),
         ({"buckets": ()}, "at least one"),
         ({"buckets": (Bucket(5, 32, 32),) * 2}, "none twice"),

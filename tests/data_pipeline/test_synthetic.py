@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import synthetic
 from data_pipeline.decode import Resizer, VideoFile
 from data_pipeline.order import keyed_generator
 from data_pipeline.synthetic import Body, Scene, caption, draw_scene, render, simulate, write_synthetic
+from data_pipeline.write_video import write_mp4
 
 from .conftest import bytes_by_name
 
@@ -57,6 +59,46 @@ def test_work_is_skipped_only_when_the_folder_holds_exactly_the_request(tmp_path
     write_synthetic(tmp_path, clips=2, seed=0, size=32, frames=4)
     assert sorted(times()) == ["captions.csv", "clip-00000.mp4", "clip-00001.mp4", "synthetic.json"]
     assert all(times()[name] != before[name] for name in times())
+
+
+def test_of_two_writers_of_one_folder_the_faster_is_used_and_nothing_is_ever_half_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, request = tmp_path / "videos", {"clips": 2, "seed": 0, "size": 32, "frames": 4}
+
+    def overtaken(path: Path, frames: np.ndarray, fps: int) -> None:
+        monkeypatch.setattr(synthetic, "write_mp4", write_mp4)
+        assert not folder.exists()
+        write_synthetic(folder, **request)
+        inodes.update((file, file.stat().st_ino) for file in folder.iterdir())
+        write_mp4(path, frames, fps)
+
+    inodes: dict[Path, int] = {}
+    monkeypatch.setattr(synthetic, "write_mp4", overtaken)
+    write_synthetic(folder, **request)
+    assert len(inodes) == 4
+    assert {file: file.stat().st_ino for file in folder.iterdir()} == inodes
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_drawing_that_was_interrupted_leaves_nothing_and_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path, frames: np.ndarray, fps: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "write_mp4", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_synthetic(tmp_path / "videos", clips=2, seed=0, size=32, frames=4)
+    assert not list(tmp_path.iterdir())
+    write_synthetic(tmp_path / "videos", clips=2, seed=0, size=32, frames=4)
+    assert len(list(tmp_path.glob("videos/*.mp4"))) == 2
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(OSError, match="not empty"):
+        write_synthetic(tmp_path, clips=1, seed=0, size=32, frames=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @settings(max_examples=30)

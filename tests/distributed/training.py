@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 import model.supervision
 import trainer.batches
 import trainer.loop
+from data_pipeline.loader import Batch, SampleSet
 from model.config import SIZES, ModelConfig
 from tests.model.conftest import awake
 from trainer import lease, process
+from trainer.checkpoint.commit import resume_point
 from trainer.config import RunConfig
+from trainer.engine import Engine
 from trainer.metrics import read_metrics
 
 SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_depth=2)
@@ -66,40 +72,43 @@ def train(
 ) -> list[dict[str, Any]]:
     """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake, `die_at` a step to die in."""
     torch.set_num_threads(1)
-    sleeping = process.initial_model
-    payload = {
-        "config": config.model_dump(),
-        "run": str(run),
-        "dataset": str(dataset),
-        "rank": rank,
-        "world": world,
-        "host": host,
-        "port": port,
-    }
+    sleeping, found = process.initial_model, resume_point(run)
+    payload = {"config": config.model_dump(), "run": str(run), "dataset": str(dataset), "commit": str(found.folder) if found else None}
+    group = {"rank": rank, "world": world, "host": host, "port": port, "generation": lease.current(run), "threads": 1}
 
     def report(message: dict[str, Any]) -> None:
         if message["step"] == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with patch.object(process, "initial_model", lambda *given: awake(sleeping(*given))), planted(plant, rank):
-        process.run(payload | {"threads": 1, "generation": lease.current(run)}, report, listener)
+        process.run(payload | group, report, listener)
     return read_metrics(run)
 
 
 def planted(name: str, rank: int) -> Any:
     """A mistake, made on the ranks where it would be made: the parity test must notice each."""
-    loop, batches = trainer.loop, trainer.batches
     if name == "noise by rank":
-        return patch.object(batches, "keyed_generator", lambda *key: ORDER(*key, rank))
+        return patch.object(trainer.batches, "keyed_generator", lambda *key: ORDER(*key, rank))
     if name == "wrong mask on one rank":
-        rule = "skip_causal" if rank else "windowed"
-        return patch.object(model.supervision, rule, lambda query, key: key == query, create=True)
-    if name == "mean of each rank":
-        # The classic: every rank divides by its own tokens and the group averages the means.
-        return patch.object(loop, "weighted_losses", lambda *given: RIGHT_LOSSES(*given) * (1.02 if rank else 0.98))
+        return patch.object(model.supervision, "skip_causal", (lambda query, key: key == query) if rank else model.supervision.skip_causal)
+    if name == "gradient of each rank's own mean":
+        return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * (1.02 if rank else 0.98)))
+    if name == "gradient scaled":
+        return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * 2))
     if name == "padding counts":
-        return patch.object(loop, "weighted_losses", lambda engine, batch, device: engine(batch.inputs))
-    return patch.object(loop, "RIGHT", True, create=True)
+        return patch.object(trainer.loop, "weighted_losses", lambda engine, batch, device: engine(batch.inputs))
+    if name == "a sample is NaN":
+        return patch.object(SampleSet, "fetch", fetch_with_a_nan)
+    assert not name, f"unknown mistake {name}"
+    return contextlib.nullcontext()
 
 
-ORDER, RIGHT_LOSSES = trainer.batches.keyed_generator, trainer.loop.weighted_losses
+def fetch_with_a_nan(self: SampleSet, positions: Sequence[int]) -> Batch:
+    """The samples, but the one at NAN_POSITION of the stream is full of NaN."""
+    batch = FETCH(self, positions)
+    batch.latents[[position == NAN_POSITION for position in positions]] = np.nan
+    return batch
+
+
+ORDER, BACKWARD, FETCH = trainer.batches.keyed_generator, Engine.backward, SampleSet.fetch
+NAN_POSITION = 250

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,11 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 MAIN = REPOSITORY / "trainer" / "main.py"
 TIMEOUT = 240.0
+MARK = "VIDEOMAR_E2E"
 
 STAGES = [
     {"name": "short", "frames": 5, "height": 32, "width": 32, "tokens_per_step": 256, "promotion": {"max_steps": 8}},
-    {"name": "longer", "frames": 9, "height": 32, "width": 32, "tokens_per_step": 384, "promotion": {"max_steps": 12}},
+    {"name": "longer", "frames": 9, "height": 32, "width": 32, "tokens_per_step": 384, "promotion": {"max_steps": 30}},
     {"name": "larger", "frames": 9, "height": 48, "width": 48, "tokens_per_step": 432, "promotion": {"max_steps": 4}},
 ]
 SMALL = [
@@ -33,12 +35,23 @@ SMALL = [
     "sample.head_steps=4",
     f"curriculum.stages={json.dumps(STAGES)}",
 ]
-STEPS = 24
+STEPS = 42
 
 
 def environment() -> dict[str, str]:
-    """The tests' own, without what would lead a job to somebody's Ray."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"DS_ACCELERATOR": "cpu"}
+    """The tests' own, without what would lead a job to somebody's Ray, and with a mark that all processes of a job inherit."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return own | {"DS_ACCELERATOR": "cpu", MARK: str(os.getpid())}
+
+
+def marked_processes() -> list[str]:
+    """Command lines of the living processes that jobs of these tests have started."""
+    found, mark = [], f"{MARK}={os.getpid()}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

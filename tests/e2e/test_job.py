@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -11,42 +13,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.write_video import write_mp4
 from tests.e2e.job import (
     REPOSITORY,
     SMALL,
     STAGES,
-    STEPS,
     TIMEOUT,
     assert_every_step_once,
     environment,
     finish,
     lines,
+    marked_processes,
     run,
     start,
     wait_until,
 )
+from trainer.events import standing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * TIMEOUT)]
-
-
-def processes_naming(text: str) -> list[str]:
-    """Command lines of living processes that contain a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text in line:
-            found.append(line)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +86,45 @@ def test_another_recipe_in_the_same_folder_is_refused(demo: tuple[Path, str]) ->
     assert "was made by another recipe: train.lr (0.002 there, 0.5 now)" in err
 
 
-@pytest.mark.parametrize(("stage", "how"), [("short", signal.SIGINT), ("longer", signal.SIGKILL)])
-def test_a_stopped_or_killed_job_continues_from_its_last_commit(tmp_path: Path, stage: str, how: signal.Signals) -> None:
+def in_stage(name: str, steps: int) -> Callable[[Path], bool]:
+    """A moment: so many steps of a stage are done."""
+    return lambda folder: sum(line["stage"] == name for line in lines(folder / "metrics.jsonl")) >= steps
+
+
+def encoding(folder: Path) -> bool:
+    """A moment: the first chunk of the data set is written, the manifest is not."""
+    datasets = folder.parent / "datasets"
+    return bool(list(datasets.glob("*/sources/*.json"))) and not list(datasets.glob("*/manifest.json"))
+
+
+def sampling(folder: Path) -> bool:
+    """A moment: the last generation, which samples, has begun."""
+    return any("showcase" in event.get("target", "") for event in lines(folder / "events.jsonl"))
+
+
+MOMENTS = [
+    pytest.param(in_stage("short", 4), signal.SIGINT, id="Ctrl-C in the first stage"),
+    pytest.param(in_stage("longer", 4), signal.SIGKILL, id="killed in the second stage"),
+    pytest.param(in_stage("larger", 1), signal.SIGTERM, id="terminated in the last stage", marks=pytest.mark.slow),
+    pytest.param(encoding, signal.SIGKILL, id="killed while encoding", marks=pytest.mark.slow),
+    pytest.param(sampling, signal.SIGINT, id="Ctrl-C while sampling", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("moment", "how"), MOMENTS)
+def test_a_stopped_or_killed_job_continues_where_it_was(tmp_path: Path, moment: Callable[[Path], bool], how: signal.Signals) -> None:
     folder = tmp_path / "runs" / "toy"
     process = start(SMALL, tmp_path)
-    wait_until(lambda: sum(line["stage"] == stage for line in lines(folder / "metrics.jsonl")) >= 4, process)
-    os.kill(process.pid, how)
+    wait_until(lambda: moment(folder), process)
+    # A terminal's Ctrl-C reaches every process of the foreground group; other signals are sent to one.
+    os.killpg(process.pid, how) if how == signal.SIGINT else os.kill(process.pid, how)
     code, _, err = finish(process)
-    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert code == (-how if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in err
-    assert len(lines(folder / "metrics.jsonl")) < STEPS
     code, out, err = run(SMALL, tmp_path)
     assert code == 0, out + err
     assert_every_step_once(folder)
-    resumed = [event["step"] for event in lines(folder / "events.jsonl") if event["event"] == "layout"]
-    assert any(step not in (0, 8, 20) for step in resumed), "it should have continued inside a stage"
+    assert len([event for event in standing(lines(folder / "events.jsonl")) if event["event"] == "promotion"]) == 3
 
 
 def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
@@ -121,26 +137,45 @@ def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_process_is_left_behind(demo: tuple[Path, str]) -> None:
-    time.sleep(1)
-    assert processes_naming(str(demo[0])) == []
+    deadline = time.monotonic() + 20
+    while marked_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert marked_processes() == []
+
+
+def test_a_single_video_trains_without_anything_held_out(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
+    write_mp4(tmp_path / "one.mp4", np.stack([np.roll(noise, shift, axis=1) for shift in range(50)]), 8)
+    stages = json.dumps([STAGES[0] | {"promotion": {"max_steps": 4}}])
+    code, out, err = run([*SMALL, f"curriculum.stages={stages}", f"data.videos={tmp_path / 'one.mp4'}"], tmp_path)
+    assert code == 0, out + err
+    assert "0 held out" in out
+    assert_every_step_once(tmp_path / "runs" / "toy-one.mp4", 4)
 
 
 def test_the_real_clips_train_and_every_bad_file_is_named(real_videos: Path, tmp_path: Path) -> None:
-    stages = '[{"name": "real", "frames": 5, "height": 64, "width": 64, "tokens_per_step": 1024, "promotion": {"max_steps": 3}}]'
+    """The toy recipe's own buckets, two steps a stage."""
+    few = [f"curriculum.stages.{stage}.promotion={{max_steps: 2}}" for stage in range(4)]
+    quick = ["sample.videos=2", "sample.iterations=2", "sample.head_steps=4"]
     captions = f"data.captions={real_videos / 'captions.csv'}"
-    code, out, err = run([*SMALL[3:-1], f"curriculum.stages={stages}", f"data.videos={real_videos}", captions], tmp_path)
+    code, out, err = run([*few, *quick, f"data.videos={real_videos}", captions], tmp_path)
     assert code == 0, out + err
-    assert_every_step_once(tmp_path / "runs" / f"toy-{real_videos.name}", 3)
+    assert_every_step_once(tmp_path / "runs" / f"toy-{real_videos.name}", 8)
     assert re.search(r"29 videos, 27 used, 2 rejected, 0 unreadable", out)
     assert "too_short: 2" in out
     assert re.search(r"damaged  edge/decord__corrupted\.mp4: .+", out)
+    sources = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "datasets").glob("*/sources/*.json")]
+    used = {Path(source["name"]).name for source in sources if source["status"] == "ok"}
+    hard = {"h264_10bits.mp4", "h265_10bits.mp4", "av1_video.mkv", "bt709_full_range.mp4"}
+    assert {f"torchcodec__{name}" for name in hard} | {"mmaction2__test.avi", "mmaction2__part_0.mp4"} <= used
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Ray head with its own ports and folder, as another user would have started it; stopped by its pid."""
     ports = [free_port() for _ in range(2)]
-    variables = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables = environment() | token | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
     ray = Path(sys.executable).with_name("ray")
     sockets = tempfile.mkdtemp(prefix="videomar-head-")  # short: a socket's path holds 107 bytes
     options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={sockets}", "--num-cpus=4"]

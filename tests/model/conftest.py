@@ -30,9 +30,15 @@ def awake(model: VideoMAR, std: float = 0.02) -> VideoMAR:
 
 
 @pytest.fixture
-def model() -> VideoMAR:
+def config() -> ModelConfig:
+    """The model's; a test that parametrizes `config` gets another head."""
+    return CONFIG
+
+
+@pytest.fixture
+def model(config: ModelConfig) -> VideoMAR:
     torch.manual_seed(0)
-    return awake(VideoMAR(CONFIG)).double()
+    return awake(VideoMAR(config)).double()
 
 
 @pytest.fixture

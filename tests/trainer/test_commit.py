@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoint.commit import MARKER, Commit, Fenced, commit_folder, commits, file_record, last_commit, prune, write_marker
+from trainer import lease
+from trainer.checkpoint.commit import MARKER, Commit, commit_folder, commits, file_record, last_commit, prune, resume_point, write_marker
 from trainer.checkpoint.store import load_fragments, load_tensors, save_fragments
 from trainer.curriculum import RunState
 from trainer.engine import Fragment
+from trainer.journal import Fenced, Journal
+from trainer.metrics import metrics_path
 
 
 def make(run: Path, step: int, generation: int = 1, reason: str = "periodic") -> Commit:
@@ -21,7 +25,7 @@ def make(run: Path, step: int, generation: int = 1, reason: str = "periodic") ->
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_bytes(b"x" * step)
     commit = Commit(folder, RunState(step=step, held_out=(0.5,)), generation, "data", reason)
-    write_marker(folder, commit, [file_record(folder / "rank-00000.safetensors")], lambda: True)
+    write_marker(folder, commit, [file_record(folder / "rank-00000.safetensors")], lambda: None)
     return commit
 
 
@@ -54,12 +58,36 @@ def test_a_torn_commit_is_passed_over_for_the_previous_one(tmp_path: Path, damag
     assert found.state.step == 10
 
 
-def test_a_stale_writer_cannot_commit(tmp_path: Path) -> None:
+def test_a_stale_writer_cannot_commit_or_publish(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, lease.draw(tmp_path), 0, lambda message: None)
+    journal.check_owner()
+    lease.draw(tmp_path)
     folder = commit_folder(tmp_path, 5, 1)
     folder.mkdir(parents=True)
     with pytest.raises(Fenced, match="generation 1 no longer owns"):
-        write_marker(folder, Commit(folder, RunState(), 1, "data", "periodic"), [], lambda: False)
+        write_marker(folder, Commit(folder, RunState(), 1, "data", "periodic"), [], journal.check_owner)
     assert last_commit(tmp_path) is None
+
+
+def published(run: Path, steps: int) -> None:
+    metrics_path(run).write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, steps + 1)))
+
+
+def test_a_commit_ahead_of_the_metrics_is_a_stale_writers_and_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, 10), make(tmp_path, 20)
+    published(tmp_path, 15)
+    found = resume_point(tmp_path)
+    assert found is not None
+    assert found.state.step == 10
+
+
+def test_a_commit_with_a_flipped_bit_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    (make(tmp_path, 20).folder / "rank-00000.safetensors").write_bytes(b"x" * 19 + b"y")
+    published(tmp_path, 20)
+    found = resume_point(tmp_path)
+    assert found is not None
+    assert found.state.step == 10
 
 
 def test_pruning_keeps_the_newest_the_stage_ends_and_nothing_torn(tmp_path: Path) -> None:

@@ -37,3 +37,12 @@ def test_events_are_appended_with_their_time(tmp_path: Path) -> None:
     first, second = events.read_events(tmp_path)
     assert (first["event"], first["dataset"], second["step"]) == ("start", "x", 3)
     assert first["time"] <= second["time"]
+
+
+def test_what_a_restart_went_back_behind_no_longer_stands() -> None:
+    def event(kind: str, step: int) -> dict[str, object]:
+        return {"event": kind, "step": step}
+
+    told = [event("layout", 0), event("evaluation", 4), event("commit", 4), event("evaluation", 8), event("promotion", 9)]
+    again = [event("layout", 4), event("evaluation", 8)]
+    assert events.standing([*told, *again]) == [event("layout", 0), event("evaluation", 4), event("commit", 4), *again]

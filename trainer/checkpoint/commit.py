@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.curriculum import RunState
+from trainer.metrics import last_step
 
 MARKER = "commit.json"
-
-
-class Fenced(Exception):
-    """This process belongs to an older generation: a newer one owns the run."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,9 @@ def file_record(path: Path) -> dict[str, Any]:
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def write_marker(folder: Path, commit: Commit, files: list[dict[str, Any]], is_current: Callable[[], bool]) -> None:
-    """Make a commit valid, last of all and at once. Raises Fenced when a newer generation owns the run."""
-    if not is_current():
-        raise Fenced(f"generation {commit.generation} no longer owns this run: {folder} is not committed")
+def write_marker(folder: Path, commit: Commit, files: list[dict[str, Any]], check_owner: Callable[[], None]) -> None:
+    """Make a commit valid, last of all and at once; `check_owner` raises when a newer generation owns the run."""
+    check_owner()
     marker = {
         "generation": commit.generation,
         "dataset": commit.dataset,
@@ -66,16 +62,19 @@ def write_marker(folder: Path, commit: Commit, files: list[dict[str, Any]], is_c
 def write_durably(path: Path, text: str) -> None:
     """Write a small file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text)
+    fsync(temporary)
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's data, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def read_commit(folder: Path) -> Commit | None:
@@ -97,8 +96,23 @@ def commits(run: Path) -> list[Commit]:
 
 
 def last_commit(run: Path) -> Commit | None:
-    """The commit that a start continues from."""
+    """The newest valid commit."""
     return next(iter(commits(run)), None)
+
+
+def resume_point(run: Path) -> Commit | None:
+    """The commit that a start continues from: the newest whose files have their checksums and whose steps metrics.jsonl holds.
+
+    Steps are published before the commit that holds them, so a commit ahead of metrics.jsonl is a stale writer's.
+    """
+    published = last_step(run)
+    return next((commit for commit in commits(run) if commit.state.step <= published and is_sound(commit)), None)
+
+
+def is_sound(commit: Commit) -> bool:
+    """Whether every file has the checksum its marker lists."""
+    listed = json.loads((commit.folder / MARKER).read_text())["files"]
+    return all(file_record(commit.folder / file["name"]) == file for file in listed)
 
 
 def prune(run: Path, keep: int) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.checkpoint.commit import fsync
 from trainer.engine import Fragment
 
 
@@ -28,13 +29,14 @@ def parse_key(key: str) -> tuple[str, str, int, int]:
 
 
 def save_fragments(path: Path, fragments: list[Fragment]) -> None:
-    """Write this rank's fragments, all kinds, as flat fp32 ranges."""
+    """Write this rank's fragments, all kinds, as flat fp32 ranges; on the disk when it returns."""
     tensors = {
         key_of(fragment.name, kind, fragment.start, fragment.stop): tensor.contiguous().cpu()
         for fragment in fragments
         for kind, tensor in fragment.tensors.items()
     }
     save_file(tensors, path)
+    fsync(path)
 
 
 def stored_ranges(folder: Path) -> Iterator[tuple[str, str, int, int, safe_open]]:

@@ -38,6 +38,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         return LEFT + x * across, HEIGHT - BOTTOM - y * up
 
     parts = [text(LEFT, 14, title, weight=600)]
+    spacing = min(120.0, (WIDTH - LEFT - RIGHT - 8 * len(title)) / len(lines))
     for tick in range(5):
         _, y = place(0, top * tick / 4)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
@@ -51,7 +52,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(text(WIDTH - RIGHT - 120 * (len(lines) - number) + 110, 14, line.name, anchor="end", fill=colour))
+        parts.append(text(WIDTH - RIGHT - spacing * (len(lines) - 1 - number), 14, line.name, anchor="end", fill=colour))
     opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over steps" font-size="11">'
     return f"<figure>{opening}{''.join(parts)}</svg></figure>"
 

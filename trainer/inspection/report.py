@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.events import read_events
+from trainer.events import read_events, standing
 from trainer.inspection.chart import Line, chart
 from trainer.metrics import read_metrics
 
@@ -40,13 +40,14 @@ def write(run: Path) -> Path:
 def page(name: str, metrics: Sequence[Record], happened: Sequence[Record]) -> str:
     """The whole page as text."""
     samples = next((event for event in reversed(happened) if event["event"] == "samples"), None)
+    true_now = standing(happened)
     parts = [
         f"<h1>{html.escape(name)}</h1>",
         headline(metrics, happened),
         samples_section(samples),
-        section("Is it learning?", loss_charts(metrics, happened)),
+        section("Is it learning?", loss_charts(metrics, true_now)),
         section("Is it fast?", speed_charts(metrics)),
-        section("Stages", stage_table(metrics, happened)),
+        section("Stages", stage_table(metrics, true_now)),
         section("Data", data_table(happened)),
         section("What happened", event_table(happened)),
     ]
@@ -60,15 +61,16 @@ def section(title: str, body: str) -> str:
 
 
 def headline(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
-    """Steps, wall time and the share of it spent training or sampling."""
+    """Steps, workers, generations, and the time spent training and sampling."""
     if not metrics:
         return "<p>No step was made yet.</p>"
-    wall = happened[-1]["time"] - happened[0]["time"]
-    busy = sum(step["step_seconds"] for step in metrics) + sum(event["seconds"] for event in happened if event["event"] == "samples")
+    steps = sum(step["step_seconds"] for step in metrics)
+    sampling = sum(event["seconds"] for event in happened if event["event"] == "samples")
+    generations = sum(event["event"] == "layout" for event in happened)
     last = metrics[-1]
     return (
-        f"<p>{last['step']} steps on {last['world_size']} workers in {last['generation']} generations. "
-        f"{wall:.0f} s from the first step's set-up to the end, {busy / max(wall, 1e-9):.0%} of them in steps or sampling.</p>"
+        f"<p>{last['step']} steps on {last['world_size']} workers in {generations} generations: "
+        f"{steps:.0f} s in training steps, {sampling:.0f} s sampling.</p>"
     )
 
 
@@ -146,7 +148,9 @@ def stage_table(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
         held_out = [event["held_out_loss"] for event in happened if event["event"] == "evaluation" and event["stage"] == name]
         reason = next((event["reason"] for event in reversed(happened) if event["event"] == "promotion" and event["stage"] == name), "")
         losses = [step["loss"] for step in steps[-10:] if step["loss"] is not None]
-        rows.append([name, len(steps), f"{sum(losses) / max(1, len(losses)):.4f}", f"{held_out[-1]:.4f}" if held_out else "", reason])
+        rows.append(
+            [name, len(steps), f"{sum(losses) / len(losses):.4f}" if losses else "", f"{held_out[-1]:.4f}" if held_out else "", reason]
+        )
     return table(["stage", "steps", "loss (last 10)", "held-out loss", "promoted by"], rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,11 +39,11 @@ class Samples:
 
 
 def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], listener: socket.socket | None) -> None:
-    """The seat's target: samples, contact sheet and samples.json of the last stage. payload: config, run, dataset, threads."""
+    """The seat's target: samples, contact sheet and samples.json of the last stage. payload: config, run, dataset, commit, threads."""
     started = perf_counter()
     config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    torch.set_num_threads(payload["threads"])
-    dataset, commit = open_dataset(Path(payload["dataset"])), commits.last_commit(run_folder)
+    torch.set_num_threads(min(payload["threads"], os.cpu_count() or 1))
+    dataset, commit = open_dataset(Path(payload["dataset"])), commits.read_commit(Path(payload["commit"]))
     assert commit is not None, "showcase runs after the last stage's commit"
     samples = sample(averaged_model(config, dataset, commit), config, dataset, config.curriculum.stages[-1])
     folder = run_folder / "samples" / commit.name
