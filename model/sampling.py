@@ -86,7 +86,9 @@ class Branch:
 class FrameSampler:
     """Videos in the making: the branches with what they keep of finished frames, and how many there are."""
 
-    def __init__(self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, grid: tuple[int, int], frames: int, given: int, config: SamplingConfig) -> None:
+    def __init__(
+        self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, grid: tuple[int, int], frames: int, given: int, config: SamplingConfig
+    ) -> None:
         self.model, self.grid, self.config, self.done = model, grid, config, 0
         self.tokens = math.prod(grid)
         kept = frames - 1 if not config.window else min(frames - 1, config.sink + config.window - 1)
@@ -152,7 +154,9 @@ def generate(
     """
     _, given, height, width, channels = given_BTHWC.shape
     if channels != model.config.latent_channels:
-        raise ValueError(f"the given frames have {channels} latent channels, the model {model.config.latent_channels}: another tokenizer made them")
+        raise ValueError(
+            f"the given frames have {channels} latent channels, the model {model.config.latent_channels}: another tokenizer made them"
+        )
     if config.guidance != 1.0 and config.away_from != "history" and not model.config.text_dropout:
         raise ValueError("guidance away from text needs a null branch, and this model was trained with text_dropout 0")
     sampler = FrameSampler(model, text_BKE, length_B, (height, width), frames, given, config)

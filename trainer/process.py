@@ -76,7 +76,7 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
     spec = dataset.manifest.spec
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens}
+    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens, "head": config.train.head}
     return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
 
 

@@ -142,7 +142,9 @@ def main() -> None:
     known = parser.parse_args()
     # The head keeps the paper's share of the trunk's work: 20.8 M of 1,383 M parameters.
     head_width = max(32, round((known.depth * 16 * known.width**2 * 0.0153 / 20) ** 0.5 / 16) * 16)
-    config = ModelConfig(width=known.width, depth=known.depth, heads=known.width // 32, text_width=64, text_tokens=24, head_width=head_width)
+    config = ModelConfig(
+        width=known.width, depth=known.depth, heads=known.width // 32, text_width=64, text_tokens=24, head_width=head_width
+    )
     results = {str(frames): measure(config, frames, known.grid, known.pairs) for frames in known.frames}
     gated = [result["ratios"][name] / gate for result in results.values() for name, gate in (result["gates"] or {}).items()]
     paper = ModelConfig()
