@@ -81,7 +81,7 @@ class VideoMAR(nn.Module):
         With a cache they also see every kept frame; `text` holds each block's keys and values.
         """
         x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
-        rotary = rotary_table(positions_L3, self.config.head_dim, self.config.rope_base, self.config.rope_split, x.dtype)
+        rotary = rotary_table(positions_L3, self.config, x.dtype)
         for index, block in enumerate(self.blocks):
             x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
         return self.norm(x)

@@ -113,7 +113,7 @@ def measure(config: ModelConfig, frames: int, grid: int, pairs: int) -> dict[str
 
 
 def flops_per_supervised_token(config: ModelConfig, frames: int, tokens: int) -> dict[str, float]:
-    """GFLOPs per supervised token by M and block size, and of a decoupled stack: causal attention over frames, then bidirectional inside each."""
+    """GFLOPs per supervised token by M and block size, and of a decoupled stack."""
     table = {}
     for block in (1, 2, 4):
         for masks in (1, 2, 4):
@@ -125,7 +125,7 @@ def flops_per_supervised_token(config: ModelConfig, frames: int, tokens: int) ->
 
 
 def decoupled_flops(config: ModelConfig, frames: int, tokens: int) -> float:
-    """FLOPs per supervised token of half the blocks over all clean frames (frame-causal) and half over each masked frame alone."""
+    """FLOPs per supervised token of a decoupled stack: half the blocks over all clean frames, half over each masked frame alone."""
     linears = (4 + 2 + 2 * config.ffn_ratio) * config.width**2
     temporal = frames * tokens * linears + 2 * config.width * tokens**2 * frames * (frames + 1) / 2
     spatial = (frames - 1) * (tokens * linears + 2 * config.width * tokens**2)
