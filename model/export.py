@@ -28,8 +28,9 @@ def load(folder: str | Path) -> VideoMAR:
     """
     folder = Path(folder)
     try:
-        fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        config = ModelConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields = json.loads((folder / "config.json").read_text())
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        config = ModelConfig(**values)
     except (TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from None
     model, weights = VideoMAR(config), load_file(folder / "model.safetensors")
