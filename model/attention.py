@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from model.visibility import Visibility
 
 
 def attend_chunked(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
-    """Frame by frame against just the keys it sees: no L x L mask exists and forbidden blocks cost nothing."""
+    """Part by part against just the keys it sees: no L x L mask exists, forbidden blocks cost nothing, any fused kernel serves."""
     outputs = []
-    for queries, keys in visibility.chunks():
+    for queries, keys in visibility.chunks:
         k, v = (x[:, :, keys[0]] if len(keys) == 1 else torch.cat([x[:, :, part] for part in keys], dim=2) for x in (k_BNLd, v_BNLd))
         outputs.append(F.scaled_dot_product_attention(q_BNLd[:, :, queries], k, v))
     return torch.cat(outputs, dim=2)
@@ -20,14 +24,52 @@ def attend_chunked(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: V
 
 def attend_dense(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
     """The reference: one dense boolean mask over the whole sequence."""
-    return F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd, attn_mask=visibility.dense(q_BNLd.device))
+    return F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd, attn_mask=dense_mask(visibility, q_BNLd.device))
 
 
-BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense}
+def attend_flex(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
+    """One compiled kernel that skips the blocks nobody sees. Compiled once per bucket and rule."""
+    mask = block_mask(visibility, q_BNLd.device)
+    attend_blocks = compiled_flex() if q_BNLd.device.type == "cuda" else flex_attention
+    return attend_blocks(q_BNLd, k_BNLd, v_BNLd, block_mask=mask)
 
 
-def attend(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility | None, backend: str = "sdpa-chunked") -> Tensor:
+BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense, "flex": attend_flex}
+
+
+def attend(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility | None, backend: str = "auto") -> Tensor:
     """Attention output [B, N, Lq, head_dim]; with visibility None every query sees every key (a cached frame step of the sampler)."""
     if visibility is None:
         return F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd)
+    if backend == "auto":
+        backend = "flex" if q_BNLd.device.type == "cuda" else "sdpa-chunked"
     return BACKENDS[backend](q_BNLd, k_BNLd, v_BNLd, visibility)
+
+
+@lru_cache(maxsize=8)
+def dense_mask(visibility: Visibility, device: torch.device) -> Tensor:
+    """The rule as one [L, L] mask, kept for the buckets in use."""
+    return visibility.dense(device)
+
+
+@lru_cache(maxsize=64)
+def block_mask(visibility: Visibility, device: torch.device) -> BlockMask:
+    """The rule as flex_attention's BlockMask; tokens look their parts up in two small tables."""
+    part, seen = visibility.part_of_token(device), visibility.part_mask(device)
+
+    def token_sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return seen[part[query], part[key]]
+
+    length = visibility.starts[-1]
+    return create_block_mask(token_sees, None, None, length, length, device=device)
+
+
+@cache
+def compiled_flex() -> Any:
+    """flex_attention compiled for fixed shapes: a new bucket is a new kernel, a new step is not."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def recompiles() -> int:
+    """How many block masks, and so compiled shapes, were made so far: one per bucket, rule and device, or something is wrong."""
+    return block_mask.cache_info().misses

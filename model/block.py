@@ -21,9 +21,9 @@ def split_heads(x_BLD: Tensor, head_dim: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head attention over video tokens with per-head RMSNorm on q and k and 3-D RoPE."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.backend = config.head_dim, backend
         self.q, self.k, self.v = (nn.Linear(config.width, config.width, bias=False) for _ in range(3))
         self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, eps=1e-6) for _ in range(2))
         self.out = nn.Linear(config.width, config.width)
@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
         if cache is not None:
             k, v = cache.write(block, k, v)
-        return self.out(rearrange(attend(q, k, v, visibility), "b n l d -> b l (n d)"))
+        return self.out(rearrange(attend(q, k, v, visibility, self.backend), "b n l d -> b l (n d)"))
 
 
 class CrossAttention(nn.Module):
@@ -72,10 +72,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + self(norm(x)); x + cross(x, text); x + ffn(norm(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config, backend)
         self.cross_attention = CrossAttention(config)
         self.ffn_norm = nn.LayerNorm(config.width, eps=1e-6)
         self.ffn = FeedForward(config)

@@ -5,7 +5,7 @@ Created by sampling.py, written by block.py, owned by no module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,20 +15,24 @@ from torch import Tensor
 class KVCache:
     """Self-attention keys and values of finished frames, one [B, N, capacity, head_dim] pair per block (keys are stored rotated).
 
-    Every forward writes its tokens after the first `length` ones; only `advance` makes them stay. So a frame's many reveal
-    iterations overwrite each other, and the clean pass that ends the frame is kept.
+    Every forward writes its tokens after the kept ones; only `keep` makes them stay. So a frame's many reveal iterations overwrite
+    each other, and the clean pass that ends the frame is kept. With a window, the first `sink` tokens and the newest ones stay: a full
+    cache overwrites its oldest frame in place. Attention does not depend on the order of keys, so nothing is moved.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    length: int = 0
-    text: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    sink: int  # tokens that are never overwritten
+    room: int  # tokens that can be kept; the rest of the capacity takes the current ones
+    length: int = 0  # tokens kept
+    oldest: int = 0  # where the next frame goes once the room is full
 
     @classmethod
-    def allocate(cls, depth: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
-        """Room for `depth` blocks of keys and values of `shape` [B, N, capacity, head_dim]."""
-        keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in range(depth)] for _ in range(2))
-        return cls(keys, values)
+    def allocate(cls, depth: int, shape: tuple[int, int, int], sink: int, room: int, current: int, like: Tensor) -> KVCache:
+        """Caches of `depth` blocks for `shape` [B, N, head_dim], `room` kept tokens and `current` new ones at a time."""
+        batch, heads, channels = shape
+        tensors = [torch.empty(batch, heads, room + current, channels, dtype=like.dtype, device=like.device) for _ in range(2 * depth)]
+        return cls(tensors[:depth], tensors[depth:], sink, room, oldest=sink)
 
     def write(self, block: int, k_BNLd: Tensor, v_BNLd: Tensor) -> tuple[Tensor, Tensor]:
         """Place the current tokens behind the kept ones and return both together, as views."""
@@ -37,6 +41,14 @@ class KVCache:
         self.values[block][:, :, self.length : stop] = v_BNLd
         return self.keys[block][:, :, :stop], self.values[block][:, :, :stop]
 
-    def advance(self, tokens: int) -> None:
-        """Keep the last written `tokens` tokens: their frame is finished."""
-        self.length += tokens
+    def keep(self, tokens: int) -> None:
+        """Keep the last written `tokens` tokens, whole frames of one size: in free room, or in the place of the oldest."""
+        if self.length + tokens <= self.room:
+            self.length += tokens
+            return
+        assert self.length == self.room, "frames of one size fill the room exactly"
+        for tensor in (*self.keys, *self.values):
+            tensor[:, :, self.oldest : self.oldest + tokens] = tensor[:, :, self.room : self.room + tokens]
+        self.oldest += tokens
+        if self.oldest + tokens > self.room:
+            self.oldest = self.sink

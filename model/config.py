@@ -21,14 +21,18 @@ class ModelConfig:
     text_width: int = 1536
     text_tokens: int = 300
     text_dropout: float = 0.1
-    rope_base: float = 10_000.0
+    rope_base: tuple[float, float, float] = (10_000.0, 10_000.0, 10_000.0)  # per axis t, h, w
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # positions are multiplied by it: below 1 to go beyond what was trained
     rope_split: tuple[int, int, int] = (2, 1, 1)
+    rope_interleaved: bool = False
     mask_ratio_mean: float = 1.0
     mask_ratio_std: float = 0.25
     mask_ratio_min: float = 0.7
     head_width: int = 1024
     head_depth: int = 3
     head_repeats: int = 4
+    head: str = "ddpm"
+    flow_solver: str = "euler"
     head_output: str = "eps"  # what the head's network emits: eps itself (the paper), or v, from which eps = sigma x_t + alpha v
     diffusion_steps: int = 1000
 
@@ -43,6 +47,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope_split {self.rope_split} does not divide the {pairs} rotary pairs of a head of {self.head_dim} channels"
             )
+        if self.head not in ("ddpm", "flow"):
+            raise ValueError(f"model.head is {self.head!r}: choose ddpm or flow")
+        if self.flow_solver not in ("euler", "heun"):
+            raise ValueError(f"model.flow_solver is {self.flow_solver!r}: choose euler or heun")
         if self.head_output not in ("eps", "v"):
             raise ValueError(f"model.head_output is {self.head_output!r}: choose eps or v")
         if not 0.0 < self.mask_ratio_min <= 1.0:
@@ -55,7 +63,9 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    "toy": ModelConfig(width=192, depth=5, heads=4, text_width=64, text_tokens=24, rope_base=20.0, head_width=128, head_output="v"),
+    "toy": ModelConfig(
+        width=192, depth=5, heads=4, text_width=64, text_tokens=24, rope_base=(20.0, 20.0, 20.0), head_width=128, head_output="v"
+    ),
     "small": ModelConfig(width=512, depth=12, heads=8, head_width=512),
     "videomar-0.4b": ModelConfig(width=1024, depth=24, heads=16),
     "videomar-1.4b": ModelConfig(),

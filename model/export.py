@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,8 +29,9 @@ def load(folder: str | Path) -> VideoMAR:
     folder = Path(folder)
     try:
         fields = json.loads((folder / "config.json").read_text())
-        config = ModelConfig(**fields | {"rope_split": tuple(fields["rope_split"])})
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        config = ModelConfig(**values)
+    except (TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from None
     model, weights = VideoMAR(config), load_file(folder / "model.safetensors")
     own = model.state_dict()

@@ -8,7 +8,7 @@ from model.visibility import Visibility
 
 def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) -> int:
     """FLOPs of one sample's forward: the trunk over the sequence that `visibility` describes, the head on `supervised` tokens."""
-    tokens, width = len(visibility.frames) * visibility.tokens, config.width
+    tokens, width = visibility.starts[-1], config.width
     linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * config.text_tokens
     attention = 2 * width * (visibility.pairs() + tokens * config.text_tokens)
     embeddings = config.latent_channels * width * tokens + config.text_width * width * config.text_tokens
@@ -18,7 +18,8 @@ def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) 
 def head_flops(config: ModelConfig, supervised: int) -> int:
     """FLOPs of the head's forward: the condition once per supervised token, everything else once per repeat."""
     width, channels = config.head_width, config.latent_channels
-    per_repeat = channels * width + (256 + width) * width + config.head_depth * 5 * width**2 + 2 * width**2 + 2 * channels * width
+    outputs = channels if config.head == "flow" else 2 * channels
+    per_repeat = channels * width + (256 + width) * width + config.head_depth * 5 * width**2 + 2 * width**2 + outputs * width
     return 2 * supervised * (config.width * width + config.head_repeats * per_repeat)
 
 

@@ -1,11 +1,14 @@
-"""How videos become a training sequence. `one_frame` is the paper's: one target frame per video, partly masked, clean frames before it.
+"""How videos become a training sequence. `one_frame` is the paper's: one target frame per video. `all_frames` supervises every frame
+in one pass: a clean copy and masked copies of each, under the skip-causal rule (the idea of ACDiT and FAR, applied to masked frames).
 
 Called by the trainer, which owns the generators: a sample's draws depend on its own generator and on nothing else in the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,21 +16,46 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.reveal import masked_tokens
+from model.visibility import Part, Rule, Visibility, frame_causal, skip_causal
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A sequence of parts: `frames` names the latent frames of each part, whose tokens keep their own 3-D positions."""
+
+    rule: Rule
+    parts: tuple[Part, ...]
+    frames: tuple[tuple[int, ...], ...]
+
+    @property
+    def visibility(self) -> Visibility:
+        return Visibility(self.rule, self.parts)
+
+    @property
+    def frame_order(self) -> list[int]:
+        """The latent frame at every place of the sequence, frame by frame."""
+        return [frame for part in self.frames for frame in part]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one sample is asked to predict: the tokens `masked` (sorted indices in [0, S)) of latent frame `frame`."""
+    """What one sample is asked to predict: per masked part of its sequence the part's place and its masked tokens (sorted)."""
 
-    frame: int
-    masked: np.ndarray
+    frames: int  # latent frames the sample needs; later ones cannot influence its loss
+    masked: dict[int, np.ndarray]
+
+    @property
+    def supervised(self) -> int:
+        """Supervised tokens."""
+        return sum(len(tokens) for tokens in self.masked.values())
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
     """One micro-batch, ready for the model. A dropped caption is replaced by the learned null text inside the model."""
 
-    latents: Tensor  # [B, T, H, W, C] clean latents, cut after the last target frame of the batch
+    latents: Tensor  # [B, T, H, W, C] clean latents, cut to the frames the sequence uses
+    sequence: TokenSequence
     masked: Tensor  # [B, L] bool, True where the mask token stands in for the latent
     rows: Tensor  # [M] places in the flattened [B * L] tokens of the supervised ones
     head_draws: tuple[Tensor, Tensor]  # the head's own randomness per supervised token: times [M, R], noise [M, R, C]
@@ -38,24 +66,88 @@ class TrainingBatch:
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch on `device`, without waiting for the copies."""
         times, noise = (x.to(device, non_blocking=True) for x in self.head_draws)
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "head_draws"}
-        return TrainingBatch(head_draws=(times, noise), **moved)
+        tensors = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return TrainingBatch(sequence=self.sequence, head_draws=(times, noise), **tensors)
 
 
-def draw_target(rng: np.random.Generator, frames: int, tokens: int, config: ModelConfig) -> Target:
-    """A target frame uniform in 1..T-1 (frame 0 is the given image; a still has only frame 0) and its masked tokens."""
-    frame = int(rng.integers(1, frames)) if frames > 1 else 0
-    return Target(frame, masked_tokens(rng, tokens, config))
+class Supervision(Protocol):
+    """What the trainer asks of a way to supervise: draw a sample's target, lay out the sequence that serves a batch of targets."""
+
+    def draw(self, rng: np.random.Generator, frames: int, tokens: int, config: ModelConfig) -> Target:
+        """The target of one sample of T latent frames of S tokens."""
+        ...
+
+    def sequence(self, targets: Sequence[Target], frames: int, tokens: int) -> TokenSequence:
+        """The sequence that serves all these targets."""
+        ...
 
 
-def one_frame_masks(targets: list[Target], tokens: int) -> tuple[int, Tensor, Tensor]:
-    """(frames to keep, masked [B, L], rows [M]) for a batch of targets.
+def supervised_by_frame(targets: Sequence[Target], sequence: TokenSequence, frames: int, tokens: int) -> np.ndarray:
+    """Supervised tokens per latent frame [T] of all targets together."""
+    counts = np.zeros(frames, dtype=np.int64)
+    for target in targets:
+        for place, masked in target.masked.items():
+            np.add.at(counts, np.asarray(sequence.frames[place])[masked // tokens], 1)
+    return counts
 
-    Frames after the last target cannot influence the loss: they are cut.
+
+@dataclass(frozen=True)
+class OneFrame:
+    """The paper's: a target frame uniform in 1..T-1 (frame 0 is the given image), partly masked, clean frames before it.
+
+    Frames after the target cannot influence the loss: a batch is cut after its last target.
     """
-    frames = max(target.frame for target in targets) + 1
-    masked = np.zeros((len(targets), frames, tokens), dtype=bool)
+
+    def draw(self, rng: np.random.Generator, frames: int, tokens: int, config: ModelConfig) -> Target:
+        frame = int(rng.integers(1, frames)) if frames > 1 else 0
+        return Target(frame + 1, {frame: masked_tokens(rng, tokens, config)})
+
+    def sequence(self, targets: Sequence[Target], frames: int, tokens: int) -> TokenSequence:
+        kept = range(max(target.frames for target in targets))
+        return TokenSequence(frame_causal, tuple(Part(frame, 0, tokens) for frame in kept), tuple((frame,) for frame in kept))
+
+
+@dataclass(frozen=True)
+class AllFrames:
+    """Every unit after frame 0 is supervised, each with its own masks: c_0 m_1 c_1 m_2 ... c_{n-1} m_n.
+
+    block: latent frames per unit (the last may be shorter). masks: masked copies of a unit that share its one clean copy. In this
+    order a contiguous split over sequence-parallel ranks is balanced.
+    """
+
+    block: int = 1
+    masks: int = 1
+    _sequences: dict[tuple[int, int], TokenSequence] = field(default_factory=dict, repr=False, compare=False)
+
+    def units(self, frames: int) -> list[tuple[int, ...]]:
+        """Latent frames of every unit: frame 0 alone, then blocks."""
+        blocks = [tuple(range(start, min(start + self.block, frames))) for start in range(1, frames, self.block)]
+        return [(0,), *blocks]
+
+    def draw(self, rng: np.random.Generator, frames: int, tokens: int, config: ModelConfig) -> Target:
+        sequence = self.sequence([], frames, tokens)
+        masked = {place: masked_tokens(rng, part.tokens, config) for place, part in enumerate(sequence.parts) if part.copy}
+        return Target(frames, masked)
+
+    def sequence(self, targets: Sequence[Target], frames: int, tokens: int) -> TokenSequence:
+        if (frames, tokens) not in self._sequences:
+            self._sequences[frames, tokens] = self._interleaved(self.units(frames), tokens)
+        return self._sequences[frames, tokens]
+
+    def _interleaved(self, units: list[tuple[int, ...]], tokens: int) -> TokenSequence:
+        parts: list[Part] = []
+        for unit, frames in enumerate(units):
+            copies = range(1, self.masks + 1) if unit or len(units) == 1 else []  # a still has only frame 0 to predict
+            clean = [0] if unit + 1 < len(units) else []  # nobody looks at the last unit's
+            parts += [Part(unit, copy, len(frames) * tokens) for copy in (*copies, *clean)]
+        return TokenSequence(skip_causal, tuple(parts), tuple(units[part.unit] for part in parts))
+
+
+def masks_and_rows(targets: Sequence[Target], sequence: TokenSequence) -> tuple[Tensor, Tensor]:
+    """masked [B, L] and rows [M] of a batch of targets in one sequence."""
+    starts = sequence.visibility.starts
+    masked = np.zeros((len(targets), starts[-1]), dtype=bool)
     for row, target in enumerate(targets):
-        masked[row, target.frame, target.masked] = True
-    flat = masked.reshape(len(targets), -1)
-    return frames, torch.from_numpy(flat), torch.from_numpy(np.flatnonzero(flat))
+        for place, tokens in target.masked.items():
+            masked[row, starts[place] + tokens] = True
+    return torch.from_numpy(masked), torch.from_numpy(np.flatnonzero(masked))

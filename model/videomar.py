@@ -14,25 +14,32 @@ from torch import Tensor, nn
 from model.block import Block
 from model.cache import KVCache
 from model.config import ModelConfig
+from model.heads import Head
 from model.heads.ddpm import DDPMHead
+from model.heads.flow import FlowHead
 from model.rope3d import grid_positions, rotary_table
 from model.supervision import TrainingBatch
-from model.visibility import Visibility, frame_causal
+from model.visibility import Visibility
+
+HEADS = {"ddpm": DDPMHead, "flow": FlowHead}
 
 
 class VideoMAR(nn.Module):
-    """A decoder over continuous video tokens: causal in time, bidirectional inside a latent frame, conditioned on text."""
+    """A decoder over continuous video tokens: causal in time, bidirectional inside a latent frame, conditioned on text.
 
-    def __init__(self, config: ModelConfig) -> None:
+    attention: one of model.attention.BACKENDS, or auto (flex on CUDA, sdpa-chunked elsewhere).
+    """
+
+    def __init__(self, config: ModelConfig, attention: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.latent_channels, config.width)
         self.mask_token = nn.Parameter(torch.empty(config.width))
         self.text_embed = nn.Linear(config.text_width, config.width)
         self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.depth))  # type: ignore[assignment]
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config, attention) for _ in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.head = DDPMHead(config)
+        self.head: Head = HEADS[config.head](config)  # type: ignore[assignment]
         self.initialise()
 
     def initialise(self) -> None:
@@ -47,16 +54,17 @@ class VideoMAR(nn.Module):
         self.head.zero_init()
 
     def forward(self, batch: TrainingBatch) -> Tensor:
-        """Next-frame diffusion loss, summed over the supervised tokens of each sample: [B]. Only those tokens enter the head."""
+        """Diffusion loss summed over the supervised tokens of each sample and target frame: [B, T]. Only those tokens enter the head."""
         frames, height, width = batch.latents.shape[1:4]
-        latents_BLC = batch.latents.flatten(1, 3)
-        positions = grid_positions(range(frames), height, width, latents_BLC.device)
-        visibility = Visibility(frame_causal, tuple(range(frames)), height * width)
+        order = torch.tensor(batch.sequence.frame_order, device=batch.latents.device)
+        latents_BLC = batch.latents.index_select(1, order).flatten(1, 3)
+        positions = grid_positions(batch.sequence.frame_order, height, width, order.device)
         text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text)
-        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, visibility)
+        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, batch.sequence.visibility)
         loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
-        samples_M = batch.rows // latents_BLC.shape[1]
-        return loss_M.new_zeros(len(latents_BLC)).index_add(0, samples_M, loss_M)
+        samples_M, tokens_M = batch.rows // len(positions), batch.rows % len(positions)
+        places = samples_M * frames + positions[tokens_M, 0]
+        return loss_M.new_zeros(len(batch.latents) * frames).index_add(0, places, loss_M).view(-1, frames)
 
     def trunk(
         self,
@@ -73,7 +81,7 @@ class VideoMAR(nn.Module):
         With a cache they also see every kept frame; `text` holds each block's keys and values.
         """
         x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
-        rotary = rotary_table(positions_L3, self.config.head_dim, self.config.rope_base, self.config.rope_split, x.dtype)
+        rotary = rotary_table(positions_L3, self.config, x.dtype)
         for index, block in enumerate(self.blocks):
             x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
         return self.norm(x)

@@ -1,52 +1,100 @@
-"""Who attends to whom: one predicate per rule over frame numbers, and its two materialisations (dense mask, chunks of whole frames)."""
+"""Who attends to whom: one predicate per rule over the parts of a sequence, and its materialisations (chunks of parts, dense mask)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-Rule = Callable[[int, int], bool]
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of a sequence that see the same keys: one copy of one unit (a frame, or a block of frames).
+
+    copy 0 is the clean copy, copies from 1 on are masked; `tokens` counts those of all its frames.
+    """
+
+    unit: int
+    copy: int
+    tokens: int
 
 
-def frame_causal(query_frame: int, key_frame: int) -> bool:
-    """Temporal causality, spatial bidirectionality: a token sees every token of its own and of earlier frames."""
-    return key_frame <= query_frame
+Rule = Callable[[Part, Part], bool]
+
+
+def frame_causal(query: Part, key: Part) -> bool:
+    """Causal in time, bidirectional inside a unit: a token sees every token of its own and of earlier units."""
+    return key.unit <= query.unit
+
+
+def skip_causal(query: Part, key: Part) -> bool:
+    """Clean copies are frame-causal; a masked copy sees the clean units before its own, and itself. Nobody else sees a masked copy."""
+    if key.copy:
+        return (query.unit, query.copy) == (key.unit, key.copy)
+    return key.unit < query.unit + (query.copy == 0)
+
+
+def windowed(rule: Rule, sink: int, window: int) -> Rule:
+    """The rule, but of the earlier units only the first `sink` and the last `window` (the query's own included) are seen."""
+
+    def within(query: Part, key: Part) -> bool:
+        return rule(query, key) and (key.unit < sink or query.unit - key.unit < window)
+
+    return within
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """A rule applied to a sequence of whole frames of `tokens` tokens each; `frames` numbers the frames in sequence order."""
+    """A rule applied to a sequence of parts."""
 
     rule: Rule
-    frames: tuple[int, ...]
-    tokens: int
+    parts: tuple[Part, ...]
 
-    def seen(self, query: int) -> tuple[int, ...]:
-        """Places in the sequence of the frames that the frame at place `query` sees."""
-        return tuple(place for place, frame in enumerate(self.frames) if self.rule(self.frames[query], frame))
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First token of every part, and the sequence's length at the end."""
+        starts = [0]
+        for part in self.parts:
+            starts.append(starts[-1] + part.tokens)
+        return tuple(starts)
 
+    def seen(self, query: int) -> list[int]:
+        """Places of the parts that the part at place `query` sees."""
+        return [place for place, part in enumerate(self.parts) if self.rule(self.parts[query], part)]
+
+    @cached_property
     def chunks(self) -> list[tuple[slice, list[slice]]]:
-        """Per query frame its token range and the token ranges it sees, neighbours merged: all the work there is, and no more."""
+        """Per part its token range and the token ranges it sees, neighbours merged: all the work there is, and no more."""
         chunks = []
-        for place in range(len(self.frames)):
+        for place in range(len(self.parts)):
             ranges: list[slice] = []
             for key in self.seen(place):
-                if ranges and ranges[-1].stop == key * self.tokens:
-                    ranges[-1] = slice(ranges[-1].start, (key + 1) * self.tokens)
+                start, stop = self.starts[key], self.starts[key + 1]
+                if ranges and ranges[-1].stop == start:
+                    ranges[-1] = slice(ranges[-1].start, stop)
                 else:
-                    ranges.append(slice(key * self.tokens, (key + 1) * self.tokens))
-            chunks.append((slice(place * self.tokens, (place + 1) * self.tokens), ranges))
+                    ranges.append(slice(start, stop))
+            chunks.append((slice(self.starts[place], self.starts[place + 1]), ranges))
         return chunks
+
+    def part_of_token(self, device: torch.device | None = None) -> Tensor:
+        """[L]: the place of the part that each token belongs to."""
+        sizes = torch.tensor([part.tokens for part in self.parts], device=device)
+        return torch.arange(len(self.parts), device=device).repeat_interleave(sizes)
+
+    def part_mask(self, device: torch.device | None = None) -> Tensor:
+        """[P, P] bool, True where the query part (row) sees the key part (column)."""
+        seen = [[self.rule(query, key) for key in self.parts] for query in self.parts]
+        return torch.tensor(seen, device=device)
 
     def dense(self, device: torch.device | None = None) -> Tensor:
         """[L, L] bool, True where the query (row) sees the key (column)."""
-        seen = [[self.rule(query, key) for key in self.frames] for query in self.frames]
-        block = torch.tensor(seen, device=device)
-        return block.repeat_interleave(self.tokens, 0).repeat_interleave(self.tokens, 1)
+        part = self.part_of_token(device)
+        return self.part_mask(device)[part][:, part]
 
     def pairs(self) -> int:
         """Visible (query, key) token pairs: what attention has to compute."""
-        return sum(len(self.seen(place)) for place in range(len(self.frames))) * self.tokens**2
+        return sum(part.tokens * sum(self.parts[key].tokens for key in self.seen(place)) for place, part in enumerate(self.parts))

@@ -68,8 +68,10 @@ class ParallelSection(Section):
 
 
 class TrainSection(Section):
-    supervision: Literal["one_frame"] = "one_frame"
-    head: Literal["ddpm"] = "ddpm"
+    supervision: Literal["all_frames", "one_frame"] = "all_frames"
+    block_frames: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked and revealed together
+    masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
+    head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.02, ge=0)

@@ -19,7 +19,6 @@ from data_pipeline.order import wrap
 from model.config import ModelConfig
 from model.flops import training_flops
 from model.heads import Head
-from model.visibility import Visibility, frame_causal
 from trainer.batches import Draws, MicroBatch, StepPlan, micro_batch
 from trainer.config import TrainSection
 from trainer.curriculum import RunState, Stage, promotion_reason
@@ -106,10 +105,10 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         asked = time.perf_counter()
         plan, batch = next(batches)
         waited += time.perf_counter() - asked
-        losses_B = weighted_losses(engine.deepspeed, batch, task.device)
+        losses_BT = weighted_losses(engine.deepspeed, batch, task.device)
         # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
-        engine.backward(losses_B.sum() * (layout.dp * layout.accumulation / plan.supervised))
-        loss_by_frame.index_add_(0, batch.frames.to(task.device), losses_B.detach())
+        engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
+        loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
     dist.all_reduce(loss_by_frame)
     norm, skipped = engine.finish_step()
     state = state.stepped(task.draws.shape.bucket, task.samples, skipped)
@@ -118,10 +117,10 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
 
 
 def weighted_losses(model: Callable[..., Tensor], batch: MicroBatch, device: torch.device) -> Tensor:
-    """Loss sums per sample [B]; a row of weight 0 adds nothing, not even a NaN, but stays in the graph."""
-    losses_B = model(batch.inputs.to(device)).float()
-    weights_B = batch.weights.to(device)
-    return torch.where(weights_B > 0, losses_B, torch.zeros_like(losses_B))
+    """Loss sums per sample and frame [B, T]; a row of weight 0 adds nothing, not even a NaN, but stays in the graph."""
+    losses_BT = model(batch.inputs.to(device)).float()
+    real_B1 = batch.weights.to(device)[:, None] > 0
+    return torch.where(real_B1, losses_BT, torch.zeros_like(losses_BT))
 
 
 @torch.no_grad()
@@ -143,7 +142,7 @@ def step_metrics(
 ) -> dict[str, Any]:
     """The fields of StepMetrics, but for the checkpoint's."""
     shape, layout = task.draws.shape, task.layout
-    counts = [sum(len(target.masked) for target in plan.targets if target.frame == frame) for frame in range(shape.frames)]
+    counts = task.draws.supervised_by_frame(plan)
     tokens, world = len(plan.positions) * shape.frames * shape.tokens, dist.get_world_size()
     return {
         "step": state.step,
@@ -179,9 +178,9 @@ def finite(value: float) -> float | None:
 
 
 def step_flops(task: StageTask, plan: StepPlan) -> int:
-    """FLOPs the objective needs for a step: every sample cut after its own target frame."""
-    visible = (Visibility(frame_causal, tuple(range(target.frame + 1)), task.draws.shape.tokens) for target in plan.targets)
-    return sum(training_flops(task.model, seen, len(target.masked)) for seen, target in zip(visible, plan.targets, strict=True))
+    """FLOPs the objective needs for a step: every sample's own sequence, nothing for padding."""
+    visible = (task.draws.sequence([target]).visibility for target in plan.targets)
+    return sum(training_flops(task.model, seen, target.supervised) for seen, target in zip(visible, plan.targets, strict=True))
 
 
 def peak_flops(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig, named_size
 from model.videomar import VideoMAR
-from trainer.batches import Draws, Shape
+from trainer.batches import Draws, Shape, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
@@ -76,7 +76,7 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
     spec = dataset.manifest.spec
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens}
+    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens, "head": config.train.head}
     return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
 
 
@@ -93,6 +93,7 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
     data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
+    supervision = supervision_of(config.train)
     return StageTask(
         stage=stage,
         train=config.train,
@@ -103,9 +104,9 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
         device=device,
         model=model,
         data=data,
-        draws=Draws(config.seed, shape, len(data), model),
+        draws=Draws(config.seed, shape, len(data), model, supervision),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, shape, len(held_out), model, "held_out"),
+        held_out_draws=Draws(config.seed, shape, len(held_out), model, supervision, "held_out"),
     )
 
 

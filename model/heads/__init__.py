@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
 class Head(Protocol):
     """What the model, the trainer and the sampler ask of a head."""
+
+    def zero_init(self) -> None:
+        """Set the weights that start at zero, after all others were drawn."""
+        ...
 
     def draw(self, rng: np.random.Generator, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """The head's randomness for `tokens` supervised tokens of one sample: times [M, R] and noise [M, R, C]."""
@@ -34,3 +39,9 @@ class Head(Protocol):
     ) -> Tensor:
         """Latents [M, C] drawn for every row; rows are dealt to `rngs` in equal consecutive parts, one generator per sample."""
         ...
+
+
+def row_noise(rngs: Sequence[np.random.Generator], draws: int, rows_MD: Tensor, channels: int) -> Tensor:
+    """N(0, 1) noise [draws, M, C] like the rows: every sample's part comes from its own generator, so rows do not depend on each other."""
+    parts = [rng.standard_normal((draws, len(rows_MD) // len(rngs), channels), dtype=np.float32) for rng in rngs]
+    return torch.from_numpy(np.concatenate(parts, axis=1)).to(rows_MD)

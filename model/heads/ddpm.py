@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.heads import row_noise
+from model.heads.network import HeadNetwork, guided
 
 
 def cosine_betas(steps: int) -> np.ndarray:
@@ -48,67 +49,30 @@ class Posterior:
         return torch.as_tensor(getattr(self, name), dtype=like.dtype, device=like.device)[t][..., None]
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal features [..., width] of times t in [0, 1000)."""
-    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(width // 2, device=t.device) / (width // 2))
-    angles = t[..., None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class AdaLNBlock(nn.Module):
-    """Residual MLP whose LayerNorm is shifted, scaled and gated by the condition."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
-        self.modulation = nn.Linear(width, 3 * width)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.down(F.silu(self.up(self.norm(x) * (1 + scale) + shift)))
-
-
 class DDPMHead(nn.Module):
     """p(latent | trunk output) as a diffusion over C channels; predicts eps and the interpolation between the variance bounds."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, channels = config.head_width, config.latent_channels
-        self.channels, self.repeats, self.frequencies = channels, config.head_repeats, 256
+        self.channels, self.repeats = config.latent_channels, config.head_repeats
         self.emits_v = config.head_output == "v"
         self.betas = cosine_betas(config.diffusion_steps)
         self.posterior = Posterior(self.betas)
-        self.embed = nn.Linear(channels, width)
-        self.condition = nn.Linear(config.width, width)
-        self.time = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(config.head_depth))
-        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = nn.Linear(width, 2 * width)
-        self.final = nn.Linear(width, 2 * channels)
+        self.network = HeadNetwork(config, 2 * config.latent_channels)
 
     def zero_init(self) -> None:
-        """adaLN and output layers start at zero: every block starts as the identity and the prediction as 0."""
-        modulations = [module.modulation for module in self.blocks if isinstance(module, AdaLNBlock)]
-        for layer in (*modulations, self.final_modulation, self.final):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.network.zero_init()
 
-    def denoise(self, x_RC: Tensor, t_R: Tensor, condition_RW: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, variance interpolation), each like x, from noisy latents at times t and the projected trunk output.
+    def eps_and_variance(self, output: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps, variance interpolation), each like x_t, from the network's output at times t.
 
         A network that emits v = alpha eps - sigma x0 gives eps = sigma x_t + alpha v: near t = T, where x0 follows from eps
         divided by an alpha of almost nothing, its errors are not magnified. A head trained for minutes needs that.
         """
-        time = self.time(timestep_embedding(t_R, self.frequencies).to(x_RC.dtype))
-        condition, h = F.silu(time + condition_RW), self.embed(x_RC)
-        for block in self.blocks:
-            h = block(h, condition)
-        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
-        output, variance = self.final(self.final_norm(h) * (1 + scale) + shift).chunk(2, dim=-1)
-        if not self.emits_v:
-            return output, variance
-        return self.posterior.table("noise", t_R, x_RC) * x_RC + self.posterior.table("signal", t_R, x_RC) * output, variance
+        predicted, variance = output.chunk(2, dim=-1)
+        if self.emits_v:
+            predicted = self.posterior.table("noise", t, xt) * xt + self.posterior.table("signal", t, xt) * predicted
+        return predicted, variance
 
     def draw(self, rng: np.random.Generator, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         times = rng.integers(0, len(self.betas), (tokens, self.repeats))
@@ -119,7 +83,8 @@ class DDPMHead(nn.Module):
         x0, posterior = latents_MC[:, None], self.posterior
         noise = noise.to(x0.dtype)
         xt = posterior.table("signal", t, x0) * x0 + posterior.table("noise", t, x0) * noise
-        eps, variance = self.denoise(xt, t, self.condition(hidden_MD)[:, None])
+        output = self.network(xt, t, self.network.condition(hidden_MD)[:, None])
+        eps, variance = self.eps_and_variance(output, xt, t)
         return ((eps - noise).square() + self.variational_term(eps.detach(), variance, x0, xt, t)).mean(dim=(1, 2))
 
     def variational_term(self, eps: Tensor, variance: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
@@ -156,23 +121,15 @@ class DDPMHead(nn.Module):
         """
         kept, betas = respaced(self.betas, steps)
         posterior = Posterior(betas)
-        noise = self.sampling_noise(rngs, steps + 1, len(hidden_MD), hidden_MD)
-        conditions = self.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
+        noise = row_noise(rngs, steps + 1, hidden_MD, self.channels)
+        conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
         x = noise[0]
         for step in reversed(range(steps)):
-            t = torch.full((len(conditions),), int(kept[step]), device=x.device)
-            eps, variance = self.denoise(x if null_MD is None else torch.cat([x, x]), t, conditions)
-            if null_MD is not None:
-                (eps, null_eps), variance = eps.chunk(2), variance.chunk(2)[0]
-                eps = null_eps + guidance * (eps - null_eps)
-            mean, log_variance = self.reverse(posterior, eps, variance, x, t.new_full((len(x),), step))
+            t = torch.full((len(x),), int(kept[step]), device=x.device)
+            eps, variance = self.eps_and_variance(guided(self.network, x, float(kept[step]), conditions, guidance), x, t)
+            mean, log_variance = self.reverse(posterior, eps, variance, x, torch.full_like(t, step))
             x = mean + torch.exp(0.5 * log_variance) * noise[1 + step] * temperature if step else mean
         return x
-
-    def sampling_noise(self, rngs: Sequence[np.random.Generator], draws: int, rows: int, like: Tensor) -> Tensor:
-        """[draws, M, C]: every sample's part comes from its own generator, so a batch's rows do not depend on each other."""
-        parts = [rng.standard_normal((draws, rows // len(rngs), self.channels), dtype=np.float32) for rng in rngs]
-        return torch.from_numpy(np.concatenate(parts, axis=1)).to(like)
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

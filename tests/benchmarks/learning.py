@@ -24,10 +24,10 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from model.heads.ddpm import DDPMHead
-from model.supervision import TrainingBatch
+from model.supervision import OneFrame, Target, TrainingBatch
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
-from trainer.batches import Draws, MicroBatch, Shape, StepPlan, micro_batch
+from trainer.batches import Draws, MicroBatch, Shape, StepPlan, micro_batch, supervision_of
 from trainer.checkpoint.commit import last_commit
 from trainer.config import RunConfig, load
 from trainer.curriculum import Stage
@@ -53,10 +53,11 @@ class PositionHead(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> Tensor:
         """Loss sums per sample [B], as VideoMAR's."""
-        frames, height, width = batch.latents.shape[1:4]
-        tokens = frames * height * width
-        hidden = self.position[:frames, :height, :width].flatten(0, 2)
-        loss = self.head.loss(hidden[batch.rows % tokens], batch.latents.flatten(0, 3)[batch.rows], batch.head_draws)
+        order, (height, width) = batch.sequence.frame_order, batch.latents.shape[2:4]
+        hidden = self.position[order, :height, :width].flatten(0, 2)
+        latents = batch.latents[:, order].flatten(0, 3)
+        loss = self.head.loss(hidden[batch.rows % len(hidden)], latents[batch.rows], batch.head_draws)
+        tokens = len(hidden)
         return loss.new_zeros(len(batch.latents)).index_add(0, batch.rows // tokens, loss)
 
 
@@ -66,7 +67,9 @@ def stage_draws(config: RunConfig, dataset: Dataset, stage: Stage, split: str) -
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape = Shape(bucket.id, frames, height * width)
     clips = dataset.manifest.clips(bucket.id, split)
-    draws = Draws(config.seed, shape, clips, model_config(config, dataset), "train" if split == "train" else "held_out")
+    # Training's own supervision; what is held out is judged one frame at a time, whatever training did.
+    supervision = supervision_of(config.train) if split == "train" else OneFrame()
+    draws = Draws(config.seed, shape, clips, model_config(config, dataset), supervision, "train" if split == "train" else "held_out")
     return draws, global_batch(stage.tokens_per_step, frames, height * width)
 
 
@@ -97,12 +100,12 @@ def train_position_head(config: RunConfig, dataset: Dataset, steps: dict[str, in
     return average
 
 
-def with_another_context(batch: MicroBatch, sources: list[str]) -> TrainingBatch:
+def with_another_context(batch: MicroBatch, targets: list[Target], sources: list[str]) -> TrainingBatch:
     """The batch with every sample's frames before its target taken from a clip of another source; target and text stay."""
     latents = batch.inputs.latents.clone()
-    for row, frame in enumerate(batch.frames.tolist()):
+    for row, target in enumerate(targets):
         other = next(place for place in range(row + 1, row + len(sources)) if sources[place % len(sources)] != sources[row])
-        latents[row, :frame] = batch.inputs.latents[other % len(sources), :frame]
+        latents[row, : target.frames - 1] = batch.inputs.latents[other % len(sources), : target.frames - 1]
     return replace(batch.inputs, latents=latents)
 
 
@@ -116,9 +119,10 @@ def held_out_losses(config: RunConfig, dataset: Dataset, model: VideoMAR, baseli
     for unit in plan.units[0]:
         batch = micro_batch(plan, unit, draws, data, model.head)
         weights = batch.weights
-        sums["model"] += float((model(batch.inputs) * weights).sum())
+        targets = [plan.targets[sample] for sample in unit.samples]
+        sums["model"] += float((model(batch.inputs).sum(1) * weights).sum())
         sources = [data.sample_key(plan.positions[sample]).rpartition("-")[0] for sample in unit.samples]
-        sums["another_context"] += float((model(with_another_context(batch, sources)) * weights).sum())
+        sums["another_context"] += float((model(with_another_context(batch, targets, sources)).sum(1) * weights).sum())
         sums["position_head"] += float((baseline(batch.inputs) * weights).sum())
     return {name: total / plan.supervised for name, total in sums.items()}
 

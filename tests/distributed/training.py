@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-import model.videomar
+import model.supervision
 import trainer.batches
 import trainer.loop
 from data_pipeline.loader import Batch, SampleSet
@@ -90,7 +90,7 @@ def planted(name: str, rank: int) -> Any:
     if name == "noise by rank":
         return patch.object(trainer.batches, "keyed_generator", lambda *key: ORDER(*key, rank))
     if name == "wrong mask on one rank":
-        return patch.object(model.videomar, "frame_causal", (lambda query, key: key == query) if rank else model.videomar.frame_causal)
+        return patch.object(model.supervision, "skip_causal", (lambda query, key: key == query) if rank else model.supervision.skip_causal)
     if name == "gradient of each rank's own mean":
         return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * (1.02 if rank else 0.98)))
     if name == "gradient scaled":

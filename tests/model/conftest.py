@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.supervision import TrainingBatch, draw_target, one_frame_masks
+from model.supervision import OneFrame, Supervision, TrainingBatch, masks_and_rows
 from model.videomar import VideoMAR
 
 CONFIG = ModelConfig(
     width=32, depth=3, heads=2, latent_channels=4, text_width=6, text_tokens=5, head_width=16, head_depth=2, head_repeats=2
 )
+
+ONE_FRAME = OneFrame()
 
 
 def awake(model: VideoMAR, std: float = 0.02) -> VideoMAR:
@@ -28,25 +30,33 @@ def awake(model: VideoMAR, std: float = 0.02) -> VideoMAR:
 
 
 @pytest.fixture
-def model() -> VideoMAR:
+def config() -> ModelConfig:
+    """The model's; a test that parametrizes `config` gets another head."""
+    return CONFIG
+
+
+@pytest.fixture
+def model(config: ModelConfig) -> VideoMAR:
     torch.manual_seed(0)
-    return awake(VideoMAR(CONFIG)).double()
+    return awake(VideoMAR(config)).double()
 
 
 @pytest.fixture
 def make_batch(model: VideoMAR) -> Callable[..., TrainingBatch]:
     """make_batch(samples, frames, height, width): a batch whose rows depend only on their own index."""
 
-    def make(samples: int = 3, frames: int = 4, height: int = 2, width: int = 3) -> TrainingBatch:
+    def make(samples: int = 3, frames: int = 4, height: int = 2, width: int = 3, supervision: Supervision = ONE_FRAME) -> TrainingBatch:
         rngs = [np.random.default_rng(row) for row in range(samples)]
-        targets = [draw_target(rng, frames, height * width, CONFIG) for rng in rngs]
-        kept, masked, rows = one_frame_masks(targets, height * width)
-        drawn = [model.head.draw(rng, len(target.masked)) for rng, target in zip(rngs, targets, strict=True)]
+        targets = [supervision.draw(rng, frames, height * width, CONFIG) for rng in rngs]
+        sequence = supervision.sequence(targets, frames, height * width)
+        masked, rows = masks_and_rows(targets, sequence)
+        drawn = [model.head.draw(rng, target.supervised) for rng, target in zip(rngs, targets, strict=True)]
         times, noise = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*drawn, strict=True))
         latents = np.stack([rng.standard_normal((frames, height, width, CONFIG.latent_channels)) for rng in rngs])
         text = np.stack([rng.standard_normal((CONFIG.text_tokens, CONFIG.text_width)) for rng in rngs])
         return TrainingBatch(
-            latents=torch.from_numpy(latents[:, :kept]),
+            latents=torch.from_numpy(latents[:, : 1 + max(sequence.frame_order)]),
+            sequence=sequence,
             masked=masked,
             rows=rows,
             head_draws=(times, noise.double()),

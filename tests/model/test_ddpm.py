@@ -194,7 +194,7 @@ def test_heads_that_emit_eps_and_v_have_the_same_loss(t: int) -> None:
     said = {"eps": eps, "v": (eps - math.sqrt(1 - bar) * xt) / math.sqrt(bar)}
     losses = {}
     for output, head in heads.items():
-        head.final = Emits(torch.cat([said[output], variance], dim=-1))  # type: ignore[assignment]
+        head.network.final = Emits(torch.cat([said[output], variance], dim=-1))  # type: ignore[assignment]
         losses[output] = head.loss(hidden, x0, (torch.full((TOKENS, REPEATS), t), noise))
     assert losses["eps"].shape == (TOKENS,)
     torch.testing.assert_close(losses["eps"], losses["v"], rtol=1e-8, atol=1e-10)
@@ -204,7 +204,7 @@ def test_the_true_v_of_a_v_head_is_the_true_noise() -> None:
     head, (t, x0) = make_head(head_output="v"), (300, normal(TOKENS, CHANNELS, seed=1))
     noise, bar = normal(TOKENS, REPEATS, CHANNELS, seed=2), alpha_bars(BETAS)[301]
     v = math.sqrt(bar) * noise - math.sqrt(1 - bar) * x0[:, None]
-    head.final = Emits(torch.cat([v, -torch.ones_like(v)], dim=-1))  # type: ignore[assignment]
+    head.network.final = Emits(torch.cat([v, -torch.ones_like(v)], dim=-1))  # type: ignore[assignment]
     loss = head.loss(normal(TOKENS, CONFIG.width), x0, (torch.full((TOKENS, REPEATS), t), noise))
     torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
 
@@ -213,7 +213,7 @@ def test_the_variational_term_sends_no_gradient_into_eps(head: DDPMHead) -> None
     x0, noise, _, times = noised(head, 40)
     times[0] = 0
     output = normal(TOKENS, REPEATS, 2 * CHANNELS, seed=4).requires_grad_()
-    head.final = Emits(output)  # type: ignore[assignment]
+    head.network.final = Emits(output)  # type: ignore[assignment]
     head.loss(normal(TOKENS, CONFIG.width), x0[:, 0], (times, noise)).sum().backward()
     assert output.grad is not None
     of_eps, of_variance = output.grad.chunk(2, dim=-1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.heads import Head
 from model.heads.ddpm import DDPMHead, Posterior, respaced
 
 from .conftest import CONFIG
@@ -23,13 +24,13 @@ def head() -> DDPMHead:
     return make_head()
 
 
-def oracle(head: DDPMHead, steps: int, exact_variance: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+def oracle(head: DDPMHead, steps: int, exact_variance: bool) -> Callable[..., Tensor]:
     """The best network for data N(MEAN, STD^2): E[eps | x_t], and the posterior's variance or the reverse step's exact one."""
     kept, betas = respaced(head.betas, steps)
     bars = alpha_bars(betas)
     step_of = {int(t): step for step, t in enumerate(kept)}
 
-    def denoise(x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         step = step_of[int(t[0])]
         bar = bars[step + 1]
         marginal = bar * STD**2 + 1 - bar
@@ -40,14 +41,14 @@ def oracle(head: DDPMHead, steps: int, exact_variance: bool) -> Callable[..., tu
             unsure = STD**2 * (1 - bar) / marginal  # variance of x_0 given x_t
             wanted = smallest + conditioned(betas, step, 1.0, 0.0)[0] ** 2 * unsure
             fraction = math.log(wanted / smallest) / math.log(largest / smallest)
-        return eps, torch.full_like(x, 2 * fraction - 1)
+        return torch.cat([eps, torch.full_like(x, 2 * fraction - 1)], dim=-1)
 
-    return denoise
+    return forward
 
 
 def oracle_samples(monkeypatch: pytest.MonkeyPatch, steps: int, exact_variance: bool, count: int) -> Tensor:
     head = make_head(latent_channels=1)
-    monkeypatch.setattr(head, "denoise", oracle(head, steps, exact_variance))
+    monkeypatch.setattr(head.network, "forward", oracle(head, steps, exact_variance))
     return head.sample(torch.zeros(count, CONFIG.width, dtype=torch.float64), None, 1.0, steps, 1.0, [np.random.default_rng(3)])
 
 
@@ -65,7 +66,7 @@ def test_ancestral_sampling_with_the_best_network_draws_from_the_data(
     assert_samples_are_the_datas(oracle_samples(monkeypatch, steps, exact_variance, count))
 
 
-def draw(head: DDPMHead, seeds: Sequence[int] = (0, 1), null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+def draw(head: Head, seeds: Sequence[int] = (0, 1), null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
     hidden = normal(TOKENS, CONFIG.width, seed=8)
     return head.sample(hidden, null, guidance, 12, 1.0, [np.random.default_rng(seed) for seed in seeds])
 
@@ -77,16 +78,16 @@ def test_guidance_of_one_is_no_guidance(head: DDPMHead) -> None:
 
 
 def test_guidance_extrapolates_eps_from_the_null_branch(head: DDPMHead, monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(own: float, null: float) -> Callable[..., tuple[Tensor, Tensor]]:
-        def denoise(x: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-            values = torch.tensor([own] * TOKENS + [null] * (len(x) - TOKENS), dtype=x.dtype)[:, None].expand_as(x)
-            return values, torch.zeros_like(x)
+    def said(own: float, null: float) -> Callable[..., Tensor]:
+        def forward(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            is_null = (torch.arange(len(x)) >= TOKENS)[:, None].expand_as(x).to(x.dtype)
+            return torch.cat([own + (null - own) * is_null, is_null], dim=-1)  # the null branch's variance must not matter
 
-        return denoise
+        return forward
 
-    monkeypatch.setattr(head, "denoise", said(0.3, 0.1))
+    monkeypatch.setattr(head.network, "forward", said(0.3, 0.1))
     guided = draw(head, null=normal(TOKENS, CONFIG.width), guidance=2.5)
-    monkeypatch.setattr(head, "denoise", said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
+    monkeypatch.setattr(head.network, "forward", said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
     torch.testing.assert_close(guided, draw(head))
 
 

@@ -43,7 +43,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 
 def test_a_folder_holds_two_files_that_anyone_can_read(folder: Path, trained: VideoMAR) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert json.loads((folder / "config.json").read_text()) == asdict(CONFIG) | {"rope_split": list(CONFIG.rope_split)}
+    assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(asdict(CONFIG)))
     assert set(load_file(folder / "model.safetensors")) == set(dict(trained.named_parameters()))
 
 
@@ -99,7 +99,7 @@ def test_a_tensor_of_another_shape_is_named(trained: VideoMAR, tmp_path: Path) -
         export.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"width": 32}', '{"rope_split": [2, 1, 1], "colour": 3}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"rope_split": [2, 1, 1], "colour": 3}'])
 def test_a_config_that_describes_no_model_is_named(trained: VideoMAR, tmp_path: Path, text: str) -> None:
     export.save(trained, tmp_path)
     (tmp_path / "config.json").write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from model.reveal import masked_after, reveal_schedule
 from model.rope3d import grid_positions
-from model.sampling import FrameSampler, SamplingConfig, generate, guidance_weight, progressive_temperature
+from model.sampling import FrameSampler, SamplingConfig, constant_temperature, generate, linear_guidance, progressive_temperature
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
-from model.visibility import Visibility, frame_causal
+from model.visibility import Part, Visibility, frame_causal, windowed
+from tests.model.conftest import CONFIG
 
 MakeBatch = Callable[..., TrainingBatch]
 FRAMES, HEIGHT, WIDTH = 4, 2, 3
@@ -25,31 +27,38 @@ def training_hidden(model: VideoMAR, latents: torch.Tensor, masked: torch.Tensor
     """Trunk outputs of the whole sequence in one pass, as training computes them."""
     text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop))
     positions = grid_positions(range(FRAMES), HEIGHT, WIDTH)
-    return model.trunk(latents, masked, positions, text, mask, Visibility(frame_causal, tuple(range(FRAMES)), TOKENS))
+    return model.trunk(
+        latents, masked, positions, text, mask, Visibility(frame_causal, tuple(Part(frame, 0, TOKENS) for frame in range(FRAMES)))
+    )
 
 
-def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0) -> float:
+def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0, prefill: int = 1) -> float:
     """Between the cached sampler's hidden states of a half-masked frame and training's, over all frames and both branches."""
     samples = len(batch.text)
     latents = torch.randn(samples, FRAMES, TOKENS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sampler = FrameSampler(model, batch.text, batch.text_length, (HEIGHT, WIDTH), FRAMES, SamplingConfig(guidance=2.0))
+    sampler = FrameSampler(model, batch.text, batch.text_length, (HEIGHT, WIDTH), FRAMES, prefill, SamplingConfig(guidance=2.0))
     worst = 0.0
     for frame in range(FRAMES):
+        if frame == prefill:
+            sampler.keep(latents[:, :prefill])
+        elif frame > prefill:
+            sampler.keep(latents[:, frame - 1 : frame])
+        if frame and frame < prefill:
+            continue
         masked = torch.zeros(samples, FRAMES, TOKENS, dtype=torch.bool)
         masked[:, frame, ::2] = True
-        sampler.kept += offset
-        cached = sampler.hidden(latents[:, frame], masked[:, frame]).chunk(2)
-        sampler.kept -= offset
-        for branch, drop in enumerate((False, True)):
+        positions = grid_positions([frame + offset], HEIGHT, WIDTH)
+        for branch, drop in zip(sampler.branches, (False, True), strict=True):
+            cached = branch.hidden(latents[:, frame], masked[:, frame], positions)
             whole = training_hidden(model, latents.flatten(1, 2), masked.flatten(1), batch, drop)
-            difference = cached[branch] - whole[:, frame * TOKENS : (frame + 1) * TOKENS]
+            difference = cached - whole[:, frame * TOKENS : (frame + 1) * TOKENS]
             worst = max(worst, difference.detach().abs().max().item())
-        sampler.keep(latents[:, frame])
     return worst
 
 
-def test_the_cached_sampler_computes_the_training_forward(model: VideoMAR, make_batch: MakeBatch) -> None:
-    assert largest_difference(model, make_batch()) < 1e-12
+@pytest.mark.parametrize("prefill", [1, 2, 3])
+def test_the_cached_sampler_computes_the_training_forward(model: VideoMAR, make_batch: MakeBatch, prefill: int) -> None:
+    assert largest_difference(model, make_batch(), prefill=prefill) < 1e-12
 
 
 def test_a_cache_at_wrong_positions_would_be_noticed(model: VideoMAR, make_batch: MakeBatch) -> None:
@@ -57,19 +66,43 @@ def test_a_cache_at_wrong_positions_would_be_noticed(model: VideoMAR, make_batch
 
 
 def test_a_frame_that_is_not_kept_clean_would_be_noticed(model: VideoMAR, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep_masked(self: FrameSampler, frame: torch.Tensor) -> None:
-        self.hidden(frame, torch.ones(frame.shape[:2], dtype=torch.bool))
-        self.cache.advance(self.tokens)
-        self.kept += 1
-
-    monkeypatch.setattr(FrameSampler, "keep", keep_masked)
+    right = FrameSampler.keep
+    monkeypatch.setattr(FrameSampler, "keep", lambda self, video: right(self, video + 0.5))
     assert largest_difference(model, make_batch()) > 1e-4
 
 
-def sampled(model: VideoMAR, batch: TrainingBatch, rows: slice, guidance: float = 2.0) -> torch.Tensor:
+def windowed_hidden(model: VideoMAR, latents: torch.Tensor, batch: TrainingBatch, frame: int, seen: list[int]) -> torch.Tensor:
+    """Trunk outputs of one frame that sees only the frames `seen` before it, whose own states were computed under the same window."""
+    text, mask = model.text_keys(batch.text, batch.text_length, torch.zeros(len(latents), dtype=torch.bool))
+    rule = windowed(frame_causal, sink=1, window=3)
+    visibility = Visibility(rule, tuple(Part(place, 0, TOKENS) for place in range(frame + 1)))
+    assert visibility.seen(frame) == [*seen, frame]
+    positions = grid_positions(range(frame + 1), HEIGHT, WIDTH)
+    clean = torch.zeros(len(latents), (frame + 1) * TOKENS, dtype=torch.bool)
+    return model.trunk(latents[:, : frame + 1].flatten(1, 2), clean, positions, text, mask, visibility)[:, -TOKENS:]
+
+
+def test_a_window_keeps_the_sink_and_the_newest_frames_in_flat_memory(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch, frames = make_batch(), 9
+    latents = torch.randn(3, frames, TOKENS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    config = SamplingConfig(guidance=1.0, sink=1, window=3)
+    sampler = FrameSampler(model, batch.text, batch.text_length, (HEIGHT, WIDTH), frames, 1, config)
+    cache = sampler.branches[0].cache
+    assert cache is not None
+    assert cache.keys[0].shape[2] == (1 + 2 + 1) * TOKENS
+    clean = torch.zeros(3, TOKENS, dtype=torch.bool)
+    for frame in range(frames):
+        seen = [0, *range(max(1, frame - 2), frame)] if frame else []
+        cached = sampler.branches[0].hidden(latents[:, frame], clean, sampler.positions(1))
+        torch.testing.assert_close(cached, windowed_hidden(model, latents, batch, frame, seen), rtol=1e-10, atol=1e-10)
+        assert cache.length == len(seen) * TOKENS
+        sampler.keep(latents[:, frame : frame + 1])
+
+
+def sampled(model: VideoMAR, batch: TrainingBatch, rows: slice, guidance: float = 2.0, **changes: str) -> torch.Tensor:
     given = torch.randn(3, 1, HEIGHT, WIDTH, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     rngs = [np.random.default_rng(row) for row in range(3)][rows]
-    config = SamplingConfig(iterations=3, head_steps=4, guidance=guidance)
+    config = SamplingConfig(iterations=3, head_steps=4, guidance=guidance, **changes)
     return generate(model, given[rows], batch.text[rows], batch.text_length[rows], FRAMES, config, rngs)
 
 
@@ -113,5 +146,49 @@ def test_the_reveal_follows_the_cosine_and_covers_every_token_once(tokens: int, 
 
 def test_temperature_and_guidance_follow_the_paper() -> None:
     assert [round(progressive_temperature(frame), 6) for frame in range(3)] == [1.0, 0.91, 0.901]
-    assert guidance_weight(3.0, masked=64, tokens=64) == 1.0
-    assert guidance_weight(3.0, masked=16, tokens=64) == pytest.approx(1.0 + 2.0 * 48 / 64)
+    assert linear_guidance(3.0, masked=64, tokens=64) == 1.0
+    assert linear_guidance(3.0, masked=16, tokens=64) == pytest.approx(1.0 + 2.0 * 48 / 64)
+
+
+@pytest.mark.parametrize("away_from", ["text", "history", "both"])
+def test_guidance_moves_away_from_what_the_second_branch_lacks(model: VideoMAR, make_batch: MakeBatch, away_from: str) -> None:
+    batch = make_batch()
+    plain, guided = (sampled(model, batch, slice(0, 3), weight, away_from=away_from) for weight in (1.0, 3.0))
+    assert guided.isfinite().all()
+    assert not torch.allclose(plain, guided)
+
+
+@pytest.mark.parametrize("given", [0, 1, 3])
+def test_any_number_of_given_frames_is_continued(model: VideoMAR, make_batch: MakeBatch, given: int) -> None:
+    batch = make_batch()
+    start = torch.randn(3, given, HEIGHT, WIDTH, 4, dtype=torch.float64)
+    rngs = [np.random.default_rng(row) for row in range(3)]
+    video = generate(model, start, batch.text, batch.text_length, FRAMES, SamplingConfig(2, 2), rngs)
+    assert video.shape == (3, FRAMES, HEIGHT, WIDTH, 4)
+    assert torch.equal(video[:, :given], start)
+
+
+@pytest.mark.parametrize(
+    ("given", "channels", "changes", "message"),
+    [
+        (1, 5, {}, "5 latent channels, the model 4: another tokenizer"),
+        (3, 4, {"window": 2}, "3 given frames do not fit a window of 1 \\+ 1 frames"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    model: VideoMAR, make_batch: MakeBatch, given: int, channels: int, changes: dict[str, int], message: str
+) -> None:
+    batch = make_batch()
+    start = torch.zeros(3, given, HEIGHT, WIDTH, channels, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        generate(model, start, batch.text, batch.text_length, 6, SamplingConfig(2, 2, **changes), [np.random.default_rng(0)] * 3)
+
+
+def test_guidance_without_a_null_branch_is_refused(make_batch: MakeBatch) -> None:
+    batch, model = make_batch(), VideoMAR(replace(CONFIG, text_dropout=0.0)).double()
+    with pytest.raises(ValueError, match="trained with text_dropout 0"):
+        generate(model, torch.zeros(3, 1, HEIGHT, WIDTH, 4).double(), batch.text, batch.text_length, 2, SamplingConfig(2, 2), [])
+
+
+def test_a_constant_temperature_is_constant() -> None:
+    assert [constant_temperature(0.9)(frame) for frame in range(3)] == [0.9] * 3

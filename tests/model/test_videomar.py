@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model.config import SIZES, ModelConfig, named_size
-from model.supervision import TrainingBatch
+from model.supervision import TokenSequence, TrainingBatch
 from model.videomar import VideoMAR
-from model.visibility import Visibility, frame_causal
+from model.visibility import Part, frame_causal
 
 MakeBatch = Callable[..., TrainingBatch]
 
@@ -88,11 +88,12 @@ def test_a_dropped_caption_is_the_null_text_whatever_it_said(model: VideoMAR, ma
 
 def test_a_batch_of_one_equals_its_row_in_a_larger_batch(model: VideoMAR, make_batch: MakeBatch) -> None:
     batch = make_batch()
-    length = batch.latents.shape[1:4].numel()
+    length = batch.masked.shape[1]
     for row in range(3):
         mine = batch.rows // length == row
         alone = TrainingBatch(
             latents=batch.latents[row : row + 1],
+            sequence=batch.sequence,
             masked=batch.masked[row : row + 1],
             rows=batch.rows[mine] - row * length,
             head_draws=(batch.head_draws[0][mine], batch.head_draws[1][mine]),
@@ -109,8 +110,9 @@ def test_cutting_after_the_last_target_does_not_change_the_loss(model: VideoMAR,
     longer = torch.cat([batch.latents, torch.randn_like(batch.latents[:, :1])], dim=1)
     masked = torch.cat([batch.masked, torch.zeros(3, tokens, dtype=torch.bool)], dim=1)
     rows = masked.flatten().nonzero().squeeze(1)
-    assert longer.shape[1] == kept + 1
-    torch.testing.assert_close(model(batch), model(replace(batch, latents=longer, masked=masked, rows=rows)), rtol=1e-12, atol=1e-12)
+    sequence = TokenSequence(frame_causal, tuple(Part(frame, 0, tokens) for frame in range(kept + 1)), tuple((f,) for f in range(kept + 1)))
+    uncut = model(replace(batch, latents=longer, sequence=sequence, masked=masked, rows=rows))
+    torch.testing.assert_close(model(batch), uncut[:, :kept], rtol=1e-12, atol=1e-12)
 
 
 def test_every_parameter_is_in_the_graph_even_when_no_text_is_dropped(model: VideoMAR, make_batch: MakeBatch) -> None:
@@ -118,9 +120,7 @@ def test_every_parameter_is_in_the_graph_even_when_no_text_is_dropped(model: Vid
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_wrong_visibility_would_be_noticed(model: VideoMAR, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_visibility_would_be_noticed(model: VideoMAR, make_batch: MakeBatch) -> None:
     batch = make_batch()
-    right = model(batch)
-    monkeypatch.setattr("model.videomar.frame_causal", lambda query, key: key == query)
-    assert not torch.allclose(model(batch), right, rtol=1e-4)
-    assert Visibility(frame_causal, (0, 1), 1).pairs() == 3
+    blind = replace(batch.sequence, rule=lambda query, key: key == query)
+    assert not torch.allclose(model(batch), model(replace(batch, sequence=blind)), rtol=1e-4)
