@@ -15,7 +15,7 @@ from data_pipeline import storage
 from data_pipeline.order import keyed_generator
 from data_pipeline.write_video import write_mp4
 
-VERSION = 2  # raise it when the same request would draw other pictures
+VERSION = 3  # raise it when the same request would draw other pictures
 MARKER = "synthetic.json"  # the request that the folder holds exactly
 COLOURS = {
     "red": (214, 48, 49),

@@ -18,7 +18,8 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quality: int = 1
     if height % 2 or width % 2:
         raise ValueError(f"{path}: frames of {width}x{height}: both sides must be even")
     with storage.atomic(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        options = {"preset": "veryfast", "crf": str(quality)}
+        # x264's macroblock tree gives other bytes from call to call, depending on what memory held before.
+        options = {"preset": "veryfast", "crf": str(quality), "x264-params": "no-mbtree=1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.decode import Resizer, VideoFile
+from data_pipeline.order import keyed_generator
+from data_pipeline.synthetic import draw_scene, render
 from data_pipeline.write_video import write_mp4
 
 from .conftest import moving_frames
@@ -33,3 +35,12 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_mp4(tmp_path / "floats.mp4", moving_frames(2, 32, 32).astype(float), fps=8)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_frames_give_the_same_bytes_however_often(tmp_path: Path) -> None:
+    frames = render(draw_scene(keyed_generator("synthetic", 0, 11)), 96, 34, 8)
+    written = set()
+    for number in range(12):
+        write_mp4(tmp_path / f"{number}.mp4", frames, 8)
+        written.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(written) == 1
