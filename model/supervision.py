@@ -7,7 +7,8 @@ Called by the trainer, which owns the generators: a sample's draws depend on its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -27,11 +28,11 @@ class TokenSequence:
     parts: tuple[Part, ...]
     frames: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def visibility(self) -> Visibility:
         return Visibility(self.rule, self.parts)
 
-    @property
+    @cached_property
     def frame_order(self) -> list[int]:
         """The latent frame at every place of the sequence, frame by frame."""
         return [frame for part in self.frames for frame in part]
@@ -117,7 +118,6 @@ class AllFrames:
 
     block: int = 1
     masks: int = 1
-    _sequences: dict[tuple[int, int], TokenSequence] = field(default_factory=dict, repr=False, compare=False)
 
     def units(self, frames: int) -> list[tuple[int, ...]]:
         """Latent frames of every unit: frame 0 alone, then blocks."""
@@ -130,17 +130,18 @@ class AllFrames:
         return Target(frames, masked)
 
     def sequence(self, targets: Sequence[Target], frames: int, tokens: int) -> TokenSequence:
-        if (frames, tokens) not in self._sequences:
-            self._sequences[frames, tokens] = self._interleaved(self.units(frames), tokens)
-        return self._sequences[frames, tokens]
+        return interleaved(tuple(self.units(frames)), self.masks, tokens)
 
-    def _interleaved(self, units: list[tuple[int, ...]], tokens: int) -> TokenSequence:
-        parts: list[Part] = []
-        for unit, frames in enumerate(units):
-            copies = range(1, self.masks + 1) if unit or len(units) == 1 else []  # a still has only frame 0 to predict
-            clean = [0] if unit + 1 < len(units) else []  # nobody looks at the last unit's
-            parts += [Part(unit, copy, len(frames) * tokens) for copy in (*copies, *clean)]
-        return TokenSequence(skip_causal, tuple(parts), tuple(units[part.unit] for part in parts))
+
+@lru_cache(maxsize=64)
+def interleaved(units: tuple[tuple[int, ...], ...], masks: int, tokens: int) -> TokenSequence:
+    """Clean and masked copies of all units in the order of time, masked ones first; S tokens per frame."""
+    parts: list[Part] = []
+    for unit, frames in enumerate(units):
+        copies = range(1, masks + 1) if unit or len(units) == 1 else []  # a still has only frame 0 to predict
+        clean = [0] if unit + 1 < len(units) else []  # nobody looks at the last unit's
+        parts += [Part(unit, copy, len(frames) * tokens) for copy in (*copies, *clean)]
+    return TokenSequence(skip_causal, tuple(parts), tuple(units[part.unit] for part in parts))
 
 
 def masks_and_rows(targets: Sequence[Target], sequence: TokenSequence) -> tuple[Tensor, Tensor]:

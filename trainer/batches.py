@@ -23,7 +23,7 @@ from trainer.units import Unit, deal
 
 def supervision_of(train: TrainSection) -> Supervision:
     """The supervision that a recipe names."""
-    return OneFrame() if train.supervision == "one_frame" else AllFrames(train.block_frames, train.masks_per_frame)
+    return OneFrame() if train.supervision == "one_frame" else AllFrames(masks=train.masks_per_frame)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,6 @@ class ParallelSection(Section):
 
 class TrainSection(Section):
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
-    block_frames: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked and revealed together
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
     head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)

@@ -54,6 +54,12 @@ def test_losses_equal_one_worker(
     assert largest_relative_difference(lines, one_worker) <= 1e-5
 
 
+@pytest.mark.parametrize("settings", [{"supervision": "one_frame"}, {"head": "flow"}, {"masks_per_frame": 2}], ids=str)
+def test_every_objective_gives_the_same_losses_on_two_workers(settings: dict[str, Any], tiny_dataset: Path, tmp_path: Path) -> None:
+    one, two = (train_on(world, tmp_path / str(world), tiny_dataset, recipe(STAGES, **settings)) for world in (1, 2))
+    assert largest_relative_difference(two, one) <= 1e-5
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_noticed(mistake: str, one_worker: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path) -> None:
     lines = train_on(2, tmp_path / "run", tiny_dataset, recipe(STAGES), mistake)
