@@ -15,9 +15,9 @@ from model.visibility import Visibility
 
 def attend_chunked(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
     """Part by part against just the keys it sees: no L x L mask exists, forbidden blocks cost nothing, any fused kernel serves."""
-    outputs = []
+    outputs, both = [], [visibility.reorder(x) for x in (k_BNLd, v_BNLd)]
     for queries, keys in visibility.chunks:
-        k, v = (x[:, :, keys[0]] if len(keys) == 1 else torch.cat([x[:, :, part] for part in keys], dim=2) for x in (k_BNLd, v_BNLd))
+        k, v = (x[:, :, keys[0]] if len(keys) == 1 else torch.cat([x[:, :, part] for part in keys], dim=2) for x in both)
         outputs.append(F.scaled_dot_product_attention(q_BNLd[:, :, queries], k, v))
     return torch.cat(outputs, dim=2)
 

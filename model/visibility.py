@@ -66,19 +66,32 @@ class Visibility:
         return [place for place, part in enumerate(self.parts) if self.rule(self.parts[query], part)]
 
     @cached_property
+    def key_order(self) -> list[int]:
+        """Places of the parts with the clean ones first: in this order what a part sees is one run of keys, and for a masked one itself."""
+        return sorted(range(len(self.parts)), key=lambda place: self.parts[place].copy > 0)
+
+    @cached_property
     def chunks(self) -> list[tuple[slice, list[slice]]]:
-        """Per part its token range and the token ranges it sees, neighbours merged: all the work there is, and no more."""
+        """Per part its token range and the ranges it sees of the keys in `key_order`, neighbours merged: all the work, and no more."""
+        starts, at = {}, 0
+        for place in self.key_order:
+            starts[place], at = at, at + self.parts[place].tokens
         chunks = []
-        for place in range(len(self.parts)):
+        for query in range(len(self.parts)):
             ranges: list[slice] = []
-            for key in self.seen(place):
-                start, stop = self.starts[key], self.starts[key + 1]
+            for place in sorted(self.seen(query), key=starts.__getitem__):
+                start, stop = starts[place], starts[place] + self.parts[place].tokens
                 if ranges and ranges[-1].stop == start:
-                    ranges[-1] = slice(ranges[-1].start, stop)
-                else:
-                    ranges.append(slice(start, stop))
-            chunks.append((slice(self.starts[place], self.starts[place + 1]), ranges))
+                    start = ranges.pop().start
+                ranges.append(slice(start, stop))
+            chunks.append((slice(self.starts[query], self.starts[query + 1]), ranges))
         return chunks
+
+    def reorder(self, x_BNLd: Tensor) -> Tensor:
+        """Keys or values with their parts in `key_order`."""
+        if self.key_order == list(range(len(self.parts))):
+            return x_BNLd
+        return torch.cat([x_BNLd[:, :, self.starts[place] : self.starts[place + 1]] for place in self.key_order], dim=2)
 
     def part_of_token(self, device: torch.device | None = None) -> Tensor:
         """[L]: the place of the part that each token belongs to."""

@@ -77,6 +77,8 @@ class TrainSection(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.9999, ge=0, lt=1)
+    checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
+    compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
     commit_every: int = Field(50, ge=1)  # optimiser steps
     keep_commits: int = Field(2, ge=1)
@@ -126,6 +128,8 @@ FREE_KEYS = (
     "cluster",
     "parallel",
     "train.micro_batch",
+    "train.checkpointing",
+    "train.compile",
     "train.commit_every",
     "train.keep_commits",
     "train.max_restarts",

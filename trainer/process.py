@@ -28,6 +28,7 @@ from trainer.curriculum import RunState
 from trainer.engine import Engine
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
+from trainer.parallel.activations import checkpoint_blocks, compile_blocks
 from trainer.planner import global_batch, plan_layout
 
 
@@ -42,7 +43,11 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
-    engine = Engine(initial_model(config, task.model).to(device), config.train, task.layout)
+    model = initial_model(config, task.model).to(device)
+    checkpoint_blocks(model, config.train.checkpointing)
+    if config.train.compile:
+        compile_blocks(model)
+    engine = Engine(model, config.train, task.layout)
     if found:
         store.load_fragments(found.folder, engine.fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
