@@ -122,7 +122,7 @@ class Run:
     def attempt(self, stage: Stage, state: RunState) -> None:
         """Generations of one stage until it is promoted; gives up after max_restarts that made no commit."""
         failures, allowed = 0, self.config.train.max_restarts
-        number, index = state.step, state.stage
+        committed, index = state.step, state.stage
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             world = usable(len(self.seats), samples_per_step(stage, self.dataset))
@@ -130,7 +130,7 @@ class Run:
             if outcome.finished:
                 continue
             step = self.state().step
-            failures, number = (failures + 1 if step == number else 1), step
+            failures, committed = (failures + 1 if step == committed else 1), step
             self.terminal.say(
                 f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
             )

@@ -76,7 +76,6 @@ def run_stage(
     finally:
         batches.close()
     commit(state.promoted(), f"end of stage {task.stage.name}: {reason}")
-    commit(state.promoted(), f"end of stage {task.stage.name}: {reason}")
     event("promotion", stage=task.stage.name, step=state.step, reason=reason)
 
 

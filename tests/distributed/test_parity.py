@@ -12,6 +12,7 @@ from tests.distributed.training import NAN_POSITION, recipe, stage, train
 from trainer import lease
 from trainer.checkpoint.commit import commits, last_commit
 from trainer.config import RunConfig
+from trainer.events import read_events
 
 STEPS = 20
 STAGES = [stage("long", STEPS)]
@@ -88,6 +89,7 @@ def test_stages_follow_each_other_from_their_commits(tiny_dataset: Path, tmp_pat
     lines = train_on(2, run, tiny_dataset, config)
     assert [line["stage"] for line in lines] == ["short"] * 4 + ["long"] * 3
     assert [len(line["loss_by_frame"]) for line in lines] == [2] * 4 + [3] * 3
+    assert [event["step"] for event in read_events(run) if event["event"] == "commit"] == [4, 7], "each stage ends with one commit"
     newest = commits(run)[0].state
     assert (newest.stage, newest.samples) == (2, {"5x32x32": 4 * 39, "9x32x32": 3 * 39})
 
