@@ -137,7 +137,7 @@ def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_process_is_left_behind(demo: tuple[Path, str]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90  # Ray's agents outlive a driver that a test before has killed by half a minute
     while marked_processes() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert marked_processes() == []
