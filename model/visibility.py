@@ -73,7 +73,7 @@ class Visibility:
 
     @cached_property
     def chunks(self) -> list[tuple[list[tuple[int, int]], list[int]]]:
-        """What each part sees, and no more: token ranges of the clean parts laid end to end, neighbours merged, and places of masked parts."""
+        """What each part sees: token ranges of the clean parts laid end to end, neighbours merged, and places of masked parts."""
         starts = accumulate((self.parts[place].tokens for place in self.clean), initial=0)
         start_of = dict(zip(self.clean, starts, strict=False))
         chunks = []
