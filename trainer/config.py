@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from trainer.curriculum import Promotion, Stage
+from trainer.curriculum import Mix, Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -70,6 +70,10 @@ class ParallelSection(Section):
 class TrainSection(Section):
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
+    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
+    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
+    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
+    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
     head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -85,6 +89,12 @@ class TrainSection(Section):
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
+
+    @model_validator(mode="after")
+    def block_needs_all_frames(self) -> TrainSection:
+        if self.block > 1 and self.supervision == "one_frame":
+            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
+        return self
 
 
 class CurriculumSection(Section):
@@ -230,7 +240,7 @@ def nearest_key(key: str) -> str | None:
     """The known key that an unknown one was most likely meant to be."""
     *parents, last = key.split(".")
     if key.startswith("curriculum.stages."):
-        names = [field.name for kind in (Stage, Promotion) for field in fields(kind)]
+        names = [field.name for kind in (Stage, Promotion, Mix) for field in fields(kind)]
         return next((".".join([*parents, name]) for name in difflib.get_close_matches(last, names, 1, 0.5)), None)
     return next(iter(difflib.get_close_matches(key, known_keys(), 1, 0.6)), None)
 
