@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.cache import KVCache
 from model.config import ModelConfig
+from model.heads import full_precision
 from model.reveal import reveal_schedule
 from model.rope3d import grid_positions
 from model.supervision import units
@@ -128,13 +129,13 @@ class FrameSampler:
         """Draw a unit of frames [B, frames, S, C]: every iteration sees all of it and fixes more tokens, in a random order per sample."""
         config, tokens, samples = self.config, frames * self.tokens, len(rngs)
         order = torch.from_numpy(np.stack([rng.permutation(tokens) for rng in rngs])).to(self.device)
-        latents = self.model.null_text.new_zeros(samples, tokens, self.model.config.latent_channels)
+        latents = full_precision(self.model.null_text.new_zeros(samples, tokens, self.model.config.latent_channels))
         masked = torch.ones(samples, tokens, dtype=torch.bool, device=self.device)
         positions = self.positions(frames)
         for start, stop in reveal_schedule(config.iterations, tokens):
             chosen = order[:, start:stop]
             rows = chosen[..., None].expand(-1, -1, self.model.config.width)
-            hidden = [branch.hidden(latents, masked, positions).gather(1, rows).flatten(0, 1) for branch in self.branches]
+            hidden = [full_precision(branch.hidden(latents, masked, positions).gather(1, rows)).flatten(0, 1) for branch in self.branches]
             weight = config.guidance_schedule(config.guidance, tokens - stop, tokens)
             drawn = self.model.head.sample(hidden[0], hidden[1] if len(hidden) > 1 else None, weight, config.head_steps, temperature, rngs)
             latents.scatter_(1, chosen[..., None].expand(-1, -1, latents.shape[-1]), drawn.view(samples, stop - start, -1))

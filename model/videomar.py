@@ -15,7 +15,7 @@ from model.block import Block
 from model.cache import KVCache
 from model.conditions import Conditions
 from model.config import ModelConfig
-from model.heads import Head
+from model.heads import Head, full_precision
 from model.heads.ddpm import DDPMHead
 from model.heads.flow import FlowHead
 from model.rope3d import grid_positions, rotary_table
@@ -64,7 +64,9 @@ class VideoMAR(nn.Module):
         text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text, batch.conditions)
         seen_BLC = latents_BLC if batch.context_noise is None else latents_BLC + batch.context_noise
         hidden_BLD = self.trunk(seen_BLC, batch.masked, positions, text, text_mask_BK, batch.sequence.visibility)
-        loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
+        hidden_MD, latents_MC = hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows]
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            loss_M = self.head.loss(full_precision(hidden_MD), full_precision(latents_MC), batch.head_draws)
         samples_M, tokens_M = batch.rows // len(positions), batch.rows % len(positions)
         places = samples_M * frames + positions[tokens_M, 0]
         return loss_M.new_zeros(len(batch.latents) * frames).index_add(0, places, loss_M).view(-1, frames)
@@ -83,8 +85,8 @@ class VideoMAR(nn.Module):
 
         With a cache they also see every kept frame; `text` holds each block's keys and values.
         """
-        x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
-        rotary = rotary_table(positions_L3, self.config, x.dtype)
+        x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC.to(self.mask_token.dtype)))
+        rotary = rotary_table(positions_L3, self.config, torch.promote_types(x.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
         return self.norm(x)
@@ -98,7 +100,7 @@ class VideoMAR(nn.Module):
         the video, so a sampler computes them once.
         """
         tokens = torch.arange(text_BKE.shape[1], device=text_BKE.device)
-        text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE))
+        text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE.to(self.null_text.dtype)))
         real_BK = (tokens < length_B[:, None]) | drop_B[:, None]
         if self.config.conditions:
             tokens_BQD, told_BQ = self.conditions(conditions_BQ)

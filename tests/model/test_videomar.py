@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from model.config import SIZES, ModelConfig, named_size
 from model.supervision import AllFrames, TokenSequence, TrainingBatch
 from model.videomar import VideoMAR
 from model.visibility import Part, frame_causal
+from tests.model.conftest import CONFIG, awake
 
 MakeBatch = Callable[..., TrainingBatch]
 
@@ -144,3 +147,23 @@ def test_a_wrong_visibility_would_be_noticed(model: VideoMAR, make_batch: MakeBa
     batch = make_batch()
     blind = replace(batch.sequence, rule=lambda query, key: key == query)
     assert not torch.allclose(model(batch), model(replace(batch, sequence=blind)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["ddpm", "flow"])
+def test_under_bf16_the_head_and_its_loss_stay_in_fp32(head: str, make_batch: MakeBatch) -> None:
+    torch.manual_seed(0)
+    model = awake(VideoMAR(replace(CONFIG, head=head)))
+    batch = make_batch()
+    times, noise = (torch.from_numpy(part) for part in model.head.draw(np.random.default_rng(0), len(batch.rows)))
+    batch = replace(batch, latents=batch.latents.float(), head_draws=(times, noise))
+    seen = []
+    for module in model.head.modules():
+        module.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
+    exact = model(batch)
+    stored = copy.deepcopy(model).bfloat16()(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(batch)
+    assert set(seen) == {torch.float32}
+    for loss in (stored, cast):
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact, rtol=0.05, atol=0.05)
