@@ -69,25 +69,28 @@ class HeadNetwork(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Output [..., outputs] for noisy latents x [..., C] at times t [...] under the projected condition, broadcast over repeats."""
-        modulation, h = F.silu(self.time(timestep_embedding(t, FREQUENCIES).to(x.dtype)) + condition), self.embed(x)
+    def time_features(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """[..., head_width] of times t [...]; a sampler computes those of all its steps at once."""
+        return self.time(timestep_embedding(t, FREQUENCIES).to(dtype))
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Output [..., outputs] for noisy latents x [..., C] under time features and the projected condition, which broadcast."""
+        modulation, h = F.silu(time + condition), self.embed(x)
         for block in self.blocks:
             h = block(h, modulation)
         shift, scale = self.final_modulation(modulation).chunk(2, dim=-1)
         return self.final(self.final_norm(h) * (1 + scale) + shift)
 
 
-def guided(network: HeadNetwork, x: Tensor, t: float, conditions: Tensor, guidance: float) -> Tensor:
-    """The network's output for every row of x at time t.
+def guided(network: HeadNetwork, x: Tensor, time: Tensor, conditions: Tensor, guidance: float) -> Tensor:
+    """The network's output for every row of x at one time, given by its features.
 
     With twice as many conditions as rows, the second half is the null branch to move away from. Only the
     first C channels are extrapolated; what stands behind them (a variance) is the conditional branch's.
     """
-    times = torch.full((len(conditions),), t, device=x.device)
     if len(conditions) == len(x):
-        return network(x, times, conditions)
-    output, null = network(torch.cat([x, x]), times, conditions).chunk(2)
+        return network(x, time, conditions)
+    output, null = network(torch.cat([x, x]), time, conditions).chunk(2)
     channels = x.shape[-1]
     extrapolated = null[:, :channels] + guidance * (output[:, :channels] - null[:, :channels])
     return torch.cat([extrapolated, output[:, channels:]], dim=-1)
