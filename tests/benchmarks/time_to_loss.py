@@ -1,6 +1,6 @@
 """How much sooner all_frames reaches the held-out loss that our own one_frame (cut after its target, gathered rows) ends with.
 
-    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 300]
+    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 150]
 
 Both train the same model on the same encoded synthetic videos with as many supervised frames per optimiser step, AdamW and moving
 average; each takes the best of the same learning rates (seed 0, a third of the steps). The two then train in turns, a few steps each, so
@@ -172,11 +172,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[7, 13], help="latent frames")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--size", type=int, default=48, help="pixels of a video's side")
     parser.add_argument("--clips", type=int, default=400)
     known = parser.parse_args()
-    config = ModelConfig(**{**vars(SIZES["toy"]), "width": 96, "depth": 4})
+    config = ModelConfig(**{**vars(SIZES["toy"]), "width": 96, "depth": 5, "head_width": 48})
     with tempfile.TemporaryDirectory() as scratch:
         dataset = encoded(Path(scratch), known.frames, known.size, known.clips)
         results = {str(frames): measure(dataset, config, frames, known.seeds, known.steps) for frames in known.frames}
