@@ -82,7 +82,7 @@ class LoraSection(Section):
     """Train low-rank adapters of linear layers, and nothing else."""
 
     rank: int = Field(0, ge=0)  # 0: none
-    alpha: float = Field(16.0, gt=0)  # an adapter's output is scaled by alpha / rank
+    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
     targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
 
 

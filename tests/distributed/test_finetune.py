@@ -100,9 +100,7 @@ def test_a_commit_holds_what_is_trained_and_sampling_and_export_the_rest_too(
     assert len(samples.generated) == config.sample.videos
 
 
-def test_weights_that_change_during_a_run_end_it_with_one_line(
-    base: tuple[Path, list[float]], tiny_dataset: Path, tmp_path: Path
-) -> None:
+def test_weights_that_change_during_a_run_end_it_with_one_line(base: tuple[Path, list[float]], tiny_dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     export.save(export.load(base[0]), copy)
     config = finetune(copy, **FROZEN)

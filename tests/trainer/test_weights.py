@@ -109,7 +109,9 @@ def test_a_changed_file_is_one_line(shards: Path) -> None:
     old = checksum(str(shards))
     save_file({"b": np.zeros(4, np.float32)}, shards / "model-00002-of-00002.safetensors")
     message = refused(f"train.init.from={shards}", f"train.init.sha256={old}")
-    assert message == f"train.init.from={shards} was changed: its sha256 is {checksum(str(shards))}, the run started from {old}; put it back"
+    assert (
+        message == f"train.init.from={shards} was changed: its sha256 is {checksum(str(shards))}, the run started from {old}; put it back"
+    )
 
 
 def test_the_summary_is_one_line_or_two() -> None:
