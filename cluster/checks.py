@@ -6,8 +6,10 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from data_pipeline.spec import EncodeSpec
-from trainer.config import RunConfig, model_of
-from trainer.planner import global_batch, plan_layout
+from trainer.config import RunConfig
+from trainer.mixture import ingredients
+from trainer.planner import plan_layout
+from trainer.sizing import model_of
 from trainer.weights import Match
 
 
@@ -21,18 +23,12 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"curriculum.stages: the name {twice} stands twice; stages are told apart by name")
     for stage in config.curriculum.stages:
-        frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), spec.stride)
-        if frames < 2:
+        if latent_shape(Bucket(stage.frames, stage.height, stage.width), spec.stride)[0] < 2:
             raise UserError(
                 f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}"
             )
-        plan_layout(
-            stage.name,
-            global_batch(stage.tokens_per_step, frames, height * width),
-            config.cluster.workers,
-            config.train.micro_batch,
-            config.parallel.zero,
-        )
+        for part in ingredients(stage, spec.stride):
+            plan_layout(stage.name, part.samples, config.cluster.workers, config.train.micro_batch, config.parallel.zero)
 
 
 def check_initial(config: RunConfig, spec: EncodeSpec) -> Match | None:
@@ -46,14 +42,15 @@ def check_initial(config: RunConfig, spec: EncodeSpec) -> Match | None:
 
 
 def check_samples(config: RunConfig, dataset: Dataset) -> None:
-    """Raises UserError when a stage's bucket holds fewer clips than one optimiser step takes: a batch would hold a clip twice."""
+    """Raises UserError when a bucket of a stage holds fewer clips than one optimiser step takes: a batch would hold a clip twice."""
     for stage in config.curriculum.stages:
-        bucket = Bucket(stage.frames, stage.height, stage.width)
-        frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
-        needed, there = global_batch(stage.tokens_per_step, frames, height * width), dataset.manifest.clips(bucket.id, "train")
-        if there < needed:
-            fitting = there * frames * height * width
-            raise UserError(
-                f"stage {stage.name}: a step takes {needed} clips of {bucket.id}, but the data has {there}; "
-                f"add videos or set its tokens_per_step to at most {fitting}"
-            )
+        parts = ingredients(stage, dataset.manifest.spec.stride)
+        for part in parts:
+            there = dataset.manifest.clips(part.bucket, "train")
+            if there < part.samples:
+                fitting = there * part.frames * part.tokens
+                remedy = f"set its tokens_per_step to at most {fitting}" if part is parts[0] else "lower its share in mix"
+                raise UserError(
+                    f"stage {stage.name}: a step takes {part.samples} clips of {part.bucket}, but the data has {there}; "
+                    f"add videos or {remedy}"
+                )

@@ -14,7 +14,6 @@ from cluster import generation, run_folder, session, summary
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
@@ -23,7 +22,8 @@ from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
 from trainer.inspection import report
-from trainer.planner import global_batch, usable
+from trainer.mixture import ingredients
+from trainer.planner import usable
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
@@ -130,7 +130,8 @@ class Run:
         committed, index = state.step, state.stage
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
-            world = usable(len(self.seats), samples_per_step(stage, self.dataset))
+            parts = ingredients(stage, self.dataset.manifest.spec.stride)
+            world = usable(len(self.seats), [part.samples for part in parts])
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
@@ -171,9 +172,3 @@ class Run:
         if message["kind"] == "step":
             self.stage_step += 1
             self.terminal.show(self.line.text(message, self.stage_step))
-
-
-def samples_per_step(stage: Stage, dataset: Dataset) -> int:
-    """The stage's global batch on this data set's latents."""
-    frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), dataset.manifest.spec.stride)
-    return global_batch(stage.tokens_per_step, frames, height * width)

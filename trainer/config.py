@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from data_pipeline.spec import EncodeSpec
-from model.config import ModelConfig, named_size
-from trainer.curriculum import Promotion, Stage
+from trainer.curriculum import Mix, Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -92,6 +90,10 @@ class TrainSection(Section):
     lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
+    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
+    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
+    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
+    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
     head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -107,6 +109,12 @@ class TrainSection(Section):
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
+
+    @model_validator(mode="after")
+    def block_needs_all_frames(self) -> TrainSection:
+        if self.block > 1 and self.supervision == "one_frame":
+            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
+        return self
 
 
 class CurriculumSection(Section):
@@ -142,15 +150,6 @@ class RunConfig(Section):
     @property
     def data_root(self) -> Path:
         return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
-
-
-def model_of(config: RunConfig, spec: EncodeSpec) -> ModelConfig:
-    """The named size with what the recipe and its data dictate: heads and head, latent channels, text width and length.
-
-    Raises ValueError when they do not fit together.
-    """
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens, "head": config.train.head}
-    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
@@ -262,7 +261,7 @@ def nearest_key(key: str) -> str | None:
     """The known key that an unknown one was most likely meant to be."""
     *parents, last = key.split(".")
     if key.startswith("curriculum.stages."):
-        names = [field.name for kind in (Stage, Promotion) for field in fields(kind)]
+        names = [field.name for kind in (Stage, Promotion, Mix) for field in fields(kind)]
         return next((".".join([*parents, name]) for name in difflib.get_close_matches(last, names, 1, 0.5)), None)
     return next(iter(difflib.get_close_matches(key, known_keys(), 1, 0.6)), None)
 

@@ -5,6 +5,7 @@ Refuses with the binding constraint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
@@ -45,6 +46,7 @@ def plan_layout(stage: str, samples: int, world: int, max_micro_batch: int, zero
     )
 
 
-def usable(world: int, samples: int) -> int:
-    """The largest number of workers, at most `world`, that a step of `samples` samples can be spread over with at most 5 % padding."""
-    return next(count for count in range(min(world, samples), 0, -1) if padding(samples, count, 1) <= MAX_PADDING)
+def usable(world: int, samples: Sequence[int]) -> int:
+    """The largest number of workers, at most `world`, that steps of so many samples can each be spread over with at most 5 % padding."""
+    counts = range(min(world, *samples), 0, -1)
+    return next(count for count in counts if all(padding(size, count, 1) <= MAX_PADDING for size in samples))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,21 +17,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from model.videomar import VideoMAR
-from trainer.batches import Draws, Shape, supervision_of
+from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
-from trainer.config import RunConfig, model_of
+from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
 from trainer.initial import prepare
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
+from trainer.mixture import ingredients
 from trainer.parallel.activations import checkpoint_blocks, compile_blocks
-from trainer.planner import global_batch, plan_layout
+from trainer.planner import plan_layout
+from trainer.sizing import model_of
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
@@ -93,24 +95,26 @@ def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> Video
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    bucket = Bucket(stage.frames, stage.height, stage.width)
-    frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
-    shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
-    data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision = supervision_of(config.train)
+    parts, supervision = ingredients(stage, dataset.manifest.spec.stride), supervision_of(config.train)
+    layouts = [plan_layout(stage.name, part.samples, payload["world"], config.train.micro_batch, config.parallel.zero) for part in parts]
+    sources = []
+    for part, layout in zip(parts, layouts, strict=True):
+        data = dataset.split(part.bucket, "train", config.seed)
+        shape = Shape(part.bucket, part.frames, part.tokens)
+        draws = Draws(config.seed, shape, len(data), model, supervision, disturbance_of(config.train))
+        sources.append(Source(draws, data, part.samples, layout, part.weight))
+    held_out = dataset.split(parts[0].bucket, "held_out", config.seed)
     return StageTask(
         stage=stage,
         train=config.train,
-        layout=plan_layout(stage.name, samples, payload["world"], config.train.micro_batch, config.parallel.zero),
+        layout=replace(layouts[0], accumulation=sum(layout.accumulation for layout in layouts)),
         rank=payload["rank"],
         generation=payload["generation"],
-        samples=samples,
         device=device,
         model=model,
-        data=data,
-        draws=Draws(config.seed, shape, len(data), model, supervision),
+        sources=tuple(sources),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, shape, len(held_out), model, supervision, "held_out"),
+        held_out_draws=Draws(config.seed, sources[0].draws.shape, len(held_out), model, supervision, purpose="held_out"),
     )
 
 

@@ -43,10 +43,14 @@ class Posterior:
         # The first step has variance 0; its logarithm is replaced by the second's, as in 2102.09672.
         self.log_smallest = np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas)
         self.log_largest = np.log(betas)
+        self.tensors: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def table(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Values of one coefficient at integer times t, shaped to broadcast over channels."""
-        return torch.as_tensor(getattr(self, name), dtype=like.dtype, device=like.device)[t][..., None]
+        key = (name, like.dtype, like.device)
+        if key not in self.tensors:  # copied to the device once: a copy per call would make the device wait for the host
+            self.tensors[key] = torch.as_tensor(getattr(self, name), dtype=like.dtype, device=like.device)
+        return self.tensors[key][t][..., None]
 
 
 class DDPMHead(nn.Module):
@@ -58,6 +62,7 @@ class DDPMHead(nn.Module):
         self.emits_v = config.head_output == "v"
         self.betas = cosine_betas(config.diffusion_steps)
         self.posterior = Posterior(self.betas)
+        self.respacings: dict[int, tuple[np.ndarray, Posterior]] = {}
         self.network = HeadNetwork(config, 2 * config.latent_channels)
 
     def zero_init(self) -> None:
@@ -106,6 +111,13 @@ class DDPMHead(nn.Module):
         fraction = (variance + 1) / 2
         return mean, fraction * posterior.table("log_largest", t, xt) + (1 - fraction) * posterior.table("log_smallest", t, xt)
 
+    def shortened(self, steps: int) -> tuple[np.ndarray, Posterior]:
+        """Kept timesteps and their posterior for sampling in so many steps."""
+        if steps not in self.respacings:
+            kept, betas = respaced(self.betas, steps)
+            self.respacings[steps] = kept, Posterior(betas)
+        return self.respacings[steps]
+
     def sample(
         self,
         hidden_MD: Tensor,
@@ -119,8 +131,7 @@ class DDPMHead(nn.Module):
 
         Guidance extrapolates eps from the null branch, temperature scales the injected noise.
         """
-        kept, betas = respaced(self.betas, steps)
-        posterior = Posterior(betas)
+        kept, posterior = self.shortened(steps)
         noise = row_noise(rngs, steps + 1, hidden_MD, self.channels)
         conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
         x = noise[0]

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.gpu [--parts parity step sampling] [--budget 540]
     python -m tests.benchmarks.gpu --size toy --device cpu        (a rehearsal of everything but the CUDA kernels)
 
-Weights, activations and gradients are bf16; the head and the loss are fp32; no optimiser. MFU counts the FLOPs that the objective needs
+Weights, activations and gradients are bf16; head and loss are computed in fp32; no optimiser. MFU counts the FLOPs that the objective needs
 (model/flops.py), nothing that is computed again, against the dense bf16 peak. Every case is on its own: an error is its result, and after
 `--budget` seconds the rest is left out. Imports nothing but torch, numpy, einops and safetensors. Without a GPU it says so and exits 0.
 """
@@ -100,21 +100,10 @@ def with_gradients(tensors: list[Tensor], visibility: Visibility, backend: str) 
 
 
 def make_model(config: ModelConfig, device: torch.device, backend: str) -> VideoMAR:
-    """bf16, with an fp32 head that takes and gives what the trunk has."""
+    """Random weights in bf16; the model itself computes head and loss in fp32."""
     torch.manual_seed(0)
     with device:
-        model = VideoMAR(config, attention=backend)
-    model.bfloat16().head.float()  # type: ignore[attr-defined]
-    loss, sample = model.head.loss, model.head.sample
-
-    def loss_in_float(hidden: Tensor, latents: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
-        return loss(hidden.float(), latents.float(), draws)
-
-    def sample_in_float(hidden: Tensor, null: Tensor | None, *how: Any) -> Tensor:
-        return sample(hidden.float(), None if null is None else null.float(), *how).to(hidden.dtype)
-
-    model.head.loss, model.head.sample = loss_in_float, sample_in_float  # type: ignore[method-assign, assignment]
-    return model
+        return VideoMAR(config, attention=backend).bfloat16()
 
 
 def make_batch(model: VideoMAR, frames: int, grid: tuple[int, int], device: torch.device) -> TrainingBatch:
@@ -125,7 +114,7 @@ def make_batch(model: VideoMAR, frames: int, grid: tuple[int, int], device: torc
     masked, rows = masks_and_rows([target], sequence)
     times, noise = (torch.from_numpy(x) for x in model.head.draw(rng, len(rows)))
     return TrainingBatch(
-        latents=torch.from_numpy(rng.standard_normal((1, frames, *grid, config.latent_channels), np.float32)).bfloat16(),
+        latents=torch.from_numpy(rng.standard_normal((1, frames, *grid, config.latent_channels), np.float32)),
         sequence=sequence,
         masked=masked,
         rows=rows,
@@ -133,6 +122,7 @@ def make_batch(model: VideoMAR, frames: int, grid: tuple[int, int], device: torc
         text=torch.from_numpy(rng.standard_normal((1, config.text_tokens, config.text_width), np.float32)).bfloat16(),
         text_length=torch.tensor([config.text_tokens]),
         drop_text=torch.tensor([False]),
+        conditions=torch.zeros(1, len(config.conditions)),
     ).to(device)
 
 
@@ -172,7 +162,7 @@ def sampling(config: ModelConfig, device: torch.device, grid: tuple[int, int], f
     """Median seconds from one latent frame to the next, each 10 iterations x 8 flow steps and the clean pass of the one before."""
     model = make_model(replace(config, head="flow"), device, "auto").eval()
     how, rngs = SamplingConfig(iterations=10, head_steps=8, guidance=guidance), [np.random.default_rng(0)]
-    given = torch.randn(1, 1, *grid, config.latent_channels, device=device).bfloat16()
+    given = torch.randn(1, 1, *grid, config.latent_channels, device=device)
     text = torch.randn(1, config.text_tokens, config.text_width, device=device).bfloat16()
     length = torch.tensor([config.text_tokens], device=device)
     generate(model, given, text, length, 3, how, rngs)  # warm up
@@ -260,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
             "benchmark": "gpu",
             "ran": True,
             "size": known.size,
-            "precision": "bf16 weights, activations and gradients; fp32 head and loss",
+            "precision": "bf16 weights, activations and gradients; head and loss computed in fp32",
             "tokens_per_frame": grid[0] * grid[1],
             "frames": known.frames,
             "ratio": gates["MFU with flex or flash"]["value"] / GATES["mfu"] if gates else None,

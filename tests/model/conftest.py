@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,16 @@ from model.supervision import OneFrame, Supervision, TrainingBatch, masks_and_ro
 from model.videomar import VideoMAR
 
 CONFIG = ModelConfig(
-    width=32, depth=3, heads=2, latent_channels=4, text_width=6, text_tokens=5, head_width=16, head_depth=2, head_repeats=2
+    width=32,
+    depth=3,
+    heads=2,
+    latent_channels=4,
+    text_width=6,
+    text_tokens=5,
+    conditions=("fps", "motion"),
+    head_width=16,
+    head_depth=2,
+    head_repeats=2,
 )
 
 ONE_FRAME = OneFrame()
@@ -63,6 +73,7 @@ def make_batch(model: VideoMAR) -> Callable[..., TrainingBatch]:
             text=torch.from_numpy(text),
             text_length=torch.tensor([2 + row % 3 for row in range(samples)]),
             drop_text=torch.tensor([row == 1 for row in range(samples)]),
+            conditions=torch.tensor([[8.0 + row, math.nan if row == 2 else 0.02] for row in range(samples)]),
         )
 
     return make
