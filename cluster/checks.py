@@ -6,17 +6,17 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from data_pipeline.spec import EncodeSpec
-from model.config import named_size
 from trainer.config import RunConfig
 from trainer.mixture import ingredients
 from trainer.planner import plan_layout
+from trainer.sizing import model_of
+from trainer.weights import Match
 
 
 def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     """Raises UserError when the model or a stage cannot be: sizes that do not divide, too few samples for the workers, a name twice."""
     try:
-        changes = {"heads": config.model.heads} if config.model.heads else {}
-        named_size(config.model.size, latent_channels=spec.channels, text_width=spec.text_width, text_tokens=spec.text_tokens, **changes)
+        model_of(config, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
     names = [stage.name for stage in config.curriculum.stages]
@@ -29,6 +29,16 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
             )
         for part in ingredients(stage, spec.stride):
             plan_layout(stage.name, part.samples, config.cluster.workers, config.train.micro_batch, config.parallel.zero)
+
+
+def check_initial(config: RunConfig, spec: EncodeSpec) -> Match | None:
+    """What of train.init's weights fits the model, None without them. Raises UserError when they, or what is to be trained, do not fit."""
+    train = config.train
+    if train.init.source is None and not train.freeze and not train.lora.rank:
+        return None
+    from trainer import initial  # imports torch for the names of the model's tensors: only a run that asks for them pays
+
+    return initial.check(config, model_of(config, spec))
 
 
 def check_samples(config: RunConfig, dataset: Dataset) -> None:

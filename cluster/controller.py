@@ -11,13 +11,13 @@ from typing import Any
 
 from cluster import dataset as datasets
 from cluster import generation, run_folder, session, summary
-from cluster.checks import check_samples, check_stages
+from cluster.checks import check_initial, check_samples, check_stages
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
-from trainer import events, lease
+from trainer import events, lease, weights
 from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
@@ -42,15 +42,16 @@ class RunFailed(Exception):
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
-    config, terminal = configs.load(arguments), Terminal()
+    config, terminal = weights.resolved(configs.load(arguments)), Terminal()
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     run_folder.check(config, inside_job)
     spec = datasets.encode_spec(config)
     check_stages(config, spec)
+    matched = check_initial(config, spec)
     job = datasets.find(config, spec)
     address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     try:
-        train(config, job, address, terminal)
+        train(config, job, matched, address, terminal)
     except RunFailed as failure:
         terminal.say(f"failed: {failure}")
         return 1
@@ -59,11 +60,11 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     return 0
 
 
-def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, terminal: Terminal) -> None:
+def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | None, address: str | None, terminal: Terminal) -> None:
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
     with session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
+        seats = make_seats(workers, cpus, [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD, threads=cpus)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
@@ -77,6 +78,10 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
             events.record(
                 run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
             )
+            if matched:
+                for line in weights.summary(matched, config.train.init):
+                    terminal.say(line)
+                events.record(run, "initial", **vars(config.train.init), **vars(matched))
             Run(config, run, number, dataset, seats, terminal).to_the_end()
         finally:
             seats.close()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from model.flash import attend_flash
 from model.visibility import Visibility
 
 
@@ -49,7 +50,7 @@ def attend_flex(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visi
     return attend_blocks(q_BNLd, k_BNLd, v_BNLd, block_mask=mask)
 
 
-BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense, "flex": attend_flex}
+BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense, "flex": attend_flex, "flash": attend_flash}
 
 
 def attend(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility | None, backend: str = "auto") -> Tensor:

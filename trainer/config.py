@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
 
 
 class RunSection(Section):
@@ -67,7 +67,27 @@ class ParallelSection(Section):
     zero: Literal[0, 1] = 1
 
 
+class InitSection(Section):
+    """Weights to start from instead of random ones."""
+
+    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
+    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
+    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
+    strict: bool = True  # false: start with the tensors that fit, whatever else differs
+
+
+class LoraSection(Section):
+    """Train low-rank adapters of linear layers, and nothing else."""
+
+    rank: int = Field(0, ge=0)  # 0: none
+    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
+    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
+
+
 class TrainSection(Section):
+    init: InitSection = InitSection()
+    freeze: list[str] = []  # globs of the names of parameters that are not trained
+    lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
     block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
@@ -137,6 +157,7 @@ FREE_KEYS = (
     "run.root",
     "cluster",
     "parallel",
+    "train.init.from",
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
@@ -216,7 +237,7 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     """Every dotted key of the recipe."""
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys

@@ -145,10 +145,11 @@ class Engine:
         return groups
 
     def plain_groups(self, model: nn.Module) -> list[FlatGroup]:
-        """No ZeRO: every rank holds every parameter whole."""
+        """No ZeRO: every rank holds every trained parameter whole."""
         return [
             FlatGroup(parameter, adam_state(self.optimizer, parameter), parameter.detach().clone(), [(name, 0, parameter.numel(), 0)])
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ]
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.loader import Dataset, open_dataset
-from model.config import ModelConfig, named_size
+from model.config import ModelConfig
 from model.videomar import VideoMAR
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
@@ -26,11 +26,13 @@ from trainer.checkpoint import store
 from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
+from trainer.initial import prepare
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
 from trainer.mixture import ingredients
 from trainer.parallel.activations import checkpoint_blocks, compile_blocks
 from trainer.planner import plan_layout
+from trainer.sizing import model_of
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
@@ -44,7 +46,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
-    model = initial_model(config, task.model).to(device)
+    model = initial_model(config, task.model, found is not None).to(device)
     checkpoint_blocks(model, config.train.checkpointing)
     if config.train.compile:
         compile_blocks(model)
@@ -81,16 +83,13 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
-    spec = dataset.manifest.spec
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens}
-    changes |= {"head": config.train.head, "conditions": config.train.conditions, "block": config.train.block}
-    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
+    return model_of(config, dataset.manifest.spec)
 
 
-def initial_model(config: RunConfig, model: ModelConfig) -> VideoMAR:
-    """The same initial weights on every rank of every layout."""
+def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
+    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
     torch.manual_seed(config.seed)
-    return VideoMAR(model)
+    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:

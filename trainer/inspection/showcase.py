@@ -24,8 +24,9 @@ from trainer import events
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig, Stage
+from trainer.initial import merged
 from trainer.inspection.sheet import Row, contact_sheet
-from trainer.process import model_config
+from trainer.process import initial_model, model_config
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
 
 
 def averaged_model(config: RunConfig, dataset: Dataset, commit: commits.Commit) -> VideoMAR:
-    """A model of its own with the commit's moving average; training's weights are not touched."""
-    model = VideoMAR(model_config(config, dataset))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes))
-    return model.eval()
+    """A model of its own with the commit's moving average, adapters merged; training's weights are not touched."""
+    model = initial_model(config, model_config(config, dataset), resumed=True)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes), strict=False)
+    return merged(model).eval()
 
 
 def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -> Samples:
