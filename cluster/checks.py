@@ -8,6 +8,7 @@ from data_pipeline.loader import Dataset
 from data_pipeline.spec import EncodeSpec
 from trainer.config import RunConfig
 from trainer.mixture import ingredients
+from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import plan_layout
 from trainer.sizing import model_of
 from trainer.weights import Match
@@ -16,7 +17,7 @@ from trainer.weights import Match
 def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     """Raises UserError when the model or a stage cannot be: sizes that do not divide, too few samples for the workers, a name twice."""
     try:
-        model_of(config, spec)
+        model = model_of(config, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
     names = [stage.name for stage in config.curriculum.stages]
@@ -27,8 +28,12 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
             raise UserError(
                 f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}"
             )
+        parallel, train = config.parallel, config.train
         for part in ingredients(stage, spec.stride):
-            plan_layout(stage.name, part.samples, config.cluster.workers, config.train.micro_batch, config.parallel.zero)
+            degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+            layout = plan_layout(stage.name, part.samples, config.cluster.workers, train.micro_batch, *degrees)
+            lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
+            check_divisible(stage.name, layout, model.heads, lengths)
 
 
 def check_initial(config: RunConfig, spec: EncodeSpec) -> Match | None:

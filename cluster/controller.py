@@ -131,7 +131,8 @@ class Run:
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             parts = ingredients(stage, self.dataset.manifest.spec.stride)
-            world = usable(len(self.seats), [part.samples for part in parts])
+            replica = self.config.parallel.tp * self.config.parallel.sp
+            world = usable(len(self.seats), [part.samples for part in parts], replica)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue

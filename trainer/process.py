@@ -30,7 +30,9 @@ from trainer.initial import prepare
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
 from trainer.mixture import ingredients
-from trainer.parallel.activations import checkpoint_blocks, compile_blocks
+from trainer.parallel.apply import parallelise
+from trainer.parallel.mesh import build_mesh
+from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import plan_layout
 from trainer.sizing import model_of
 
@@ -46,13 +48,11 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
-    model = initial_model(config, task.model, found is not None).to(device)
-    checkpoint_blocks(model, config.train.checkpointing)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = Engine(model, config.train, task.layout)
+    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)
+    parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
+    engine = Engine(model, config.train, config.parallel, mesh)
     if found:
-        store.load_fragments(found.folder, engine.fragments())
+        store.load_fragments(found.folder, engine.named_fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
@@ -95,19 +95,26 @@ def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> Video
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    parts, supervision = ingredients(stage, dataset.manifest.spec.stride), supervision_of(config.train)
-    layouts = [plan_layout(stage.name, part.samples, payload["world"], config.train.micro_batch, config.parallel.zero) for part in parts]
+    parts, supervision, train, parallel = (
+        ingredients(stage, dataset.manifest.spec.stride),
+        supervision_of(config.train),
+        config.train,
+        config.parallel,
+    )
     sources = []
-    for part, layout in zip(parts, layouts, strict=True):
+    for part in parts:
+        degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+        layout = plan_layout(stage.name, part.samples, payload["world"], train.micro_batch, *degrees)
+        lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
+        check_divisible(stage.name, layout, model.heads, lengths)
         data = dataset.split(part.bucket, "train", config.seed)
-        shape = Shape(part.bucket, part.frames, part.tokens)
-        draws = Draws(config.seed, shape, len(data), model, supervision, disturbance_of(config.train))
+        draws = Draws(config.seed, Shape(part.bucket, part.frames, part.tokens), len(data), model, supervision, disturbance_of(train))
         sources.append(Source(draws, data, part.samples, layout, part.weight))
     held_out = dataset.split(parts[0].bucket, "held_out", config.seed)
     return StageTask(
         stage=stage,
-        train=config.train,
-        layout=replace(layouts[0], accumulation=sum(layout.accumulation for layout in layouts)),
+        train=train,
+        layout=replace(sources[0].layout, accumulation=sum(source.layout.accumulation for source in sources)),
         rank=payload["rank"],
         generation=payload["generation"],
         device=device,
@@ -129,7 +136,7 @@ def commit(
     own = None
     if engine.layout.zero or task.rank == 0:  # without ZeRO every rank holds the same
         path = folder / f"rank-{task.rank:05d}.safetensors"
-        store.save_fragments(path, engine.fragments())
+        store.save_fragments(path, engine.named_fragments())
         own = commits.file_record(path)
     dist.all_gather_object(records, own)
     if journal:
