@@ -135,6 +135,11 @@ class SampleSection(Section):
     iterations: int = Field(16, ge=1)
     head_steps: int = Field(50, ge=2)
     guidance: float = Field(1.5, ge=1)
+    sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
+    window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
+    context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
+    context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
+    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class RunConfig(Section):
@@ -150,6 +155,12 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+
+    @model_validator(mode="after")
+    def samples_tell_what_was_trained(self) -> RunConfig:
+        if unknown := sorted(set(self.sample.conditions) - set(self.train.conditions)):
+            raise ValueError(f"sample.conditions names {unknown[0]}, which train.conditions does not: add it there")
+        return self
 
     @property
     def run_folder(self) -> Path:
@@ -266,6 +277,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
     value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if not key:  # two sections do not fit together; the message names the keys
+        return problem
     shown = f"={value}" if isinstance(value, str | int | float | bool | None) else ""
     return f"{key}{shown}: {problem[0].lower()}{problem[1:]}"
 

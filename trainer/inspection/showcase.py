@@ -74,7 +74,7 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
     positions = spread_over_sources([data.sample_key(position) for position in range(len(data))], config.sample.videos)
     batch, frames = data.fetch(positions), latent_shape(bucket, dataset.manifest.spec.stride)[0]
     latents, text = torch.from_numpy(batch.latents), torch.from_numpy(batch.text)
-    sampling = SamplingConfig(config.sample.iterations, config.sample.head_steps, config.sample.guidance)
+    sampling = sampling_config(config)
     rngs = [keyed_generator(config.seed, "sample", key) for key in batch.keys]
     generated = generate(model, latents[:, :1], text, torch.from_numpy(batch.text_length), frames, sampling, rngs)
     return Samples(
@@ -82,6 +82,22 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
         truth=[dataset.decode(video) for video in batch.latents],
         generated=[dataset.decode(video) for video in generated.numpy()],
         given=1,
+    )
+
+
+def sampling_config(config: RunConfig) -> SamplingConfig:
+    """How a recipe samples."""
+    wishes = config.sample
+    told = {"fps": config.data.fps} if "fps" in config.train.conditions else {}
+    return SamplingConfig(
+        iterations=wishes.iterations,
+        head_steps=wishes.head_steps,
+        guidance=wishes.guidance,
+        sink=wishes.sink,
+        window=wishes.window,
+        context_noise=wishes.context_noise,
+        context_masked=wishes.context_masked,
+        conditions={**told, **wishes.conditions},
     )
 
 
