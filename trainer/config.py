@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
 from trainer.curriculum import Mix, Promotion, Stage
+from trainer.sections import InitSection, LoraSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
 
 
 class RunSection(Section):
@@ -76,26 +71,9 @@ class ParallelSection(Section):
         return self
 
 
-class InitSection(Section):
-    """Weights to start from instead of random ones."""
-
-    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
-    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
-    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
-    strict: bool = True  # false: start with the tensors that fit, whatever else differs
-
-
-class LoraSection(Section):
-    """Train low-rank adapters of linear layers, and nothing else."""
-
-    rank: int = Field(0, ge=0)  # 0: none
-    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
-    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
-
-
 class TrainSection(Section):
     init: InitSection = InitSection()
-    freeze: list[str] = []  # globs of the names of parameters that are not trained
+    freeze: list[str] = Field([])  # globs of the names of parameters that are not trained
     lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
@@ -139,7 +117,7 @@ class SampleSection(Section):
     window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
     context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
     context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
-    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
+    conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class RunConfig(Section):
