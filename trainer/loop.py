@@ -113,7 +113,7 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         losses_BT = weighted_losses(engine, batch)
         engine.backward(losses_BT.sum() / plan.supervised)  # the step's loss is a mean over all its supervised tokens
         loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
-    dist.all_reduce(loss_by_frame, group=engine.mesh.loss_group)
+    engine.mesh.sum_losses(loss_by_frame)
     norm, skipped = engine.finish_step()
     state = state.stepped(task.draws.shape.bucket, task.samples, skipped)
     seconds = time.perf_counter() - started - waited
@@ -136,7 +136,7 @@ def evaluate(task: StageTask, engine: Engine) -> float:
     for unit in plan.units[task.dp_rank]:
         batch = micro_batch(plan, unit, task.held_out_draws, task.held_out, engine.model.head)
         total += weighted_losses(engine, batch).sum()
-    dist.all_reduce(total, group=engine.mesh.loss_group)
+    engine.mesh.sum_losses(total)
     engine.model.train()
     return float(total) / plan.supervised
 
