@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import dataset as datasets
-from cluster import generation, run_folder, session, summary
+from cluster import generation, run_folder, session, summary, torchrun
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
@@ -43,6 +43,8 @@ class RunFailed(Exception):
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
     config, terminal = weights.resolved(configs.load(arguments)), Terminal()
+    if config.cluster.launcher == "torchrun":
+        return torchrun.command(config, environment)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     run_folder.check(config, inside_job)
     spec = datasets.encode_spec(config)

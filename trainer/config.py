@@ -51,6 +51,7 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one

@@ -120,10 +120,10 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         step, place, batch = next(batches)
         waited += time.perf_counter() - asked
         losses_BT = weighted_losses(engine, batch)
-        # DeepSpeed averages over dp and accumulation; the step's loss is a weighted mean over all its supervised tokens.
-        engine.backward(losses_BT.sum() * (task.sources[place].weight * layout.dp * layout.accumulation / step.weighted))
+        # The step's loss is a weighted mean over all its supervised tokens.
+        engine.backward(losses_BT.sum() * (task.sources[place].weight / step.weighted))
         sums[place, : losses_BT.shape[1]] += losses_BT.detach().sum(0)
-    dist.all_reduce(sums, group=engine.mesh.loss_group)
+    engine.mesh.sum_losses(sums)
     norm, skipped = engine.finish_step()
     state = state.stepped(consumed(task), skipped)
     seconds = time.perf_counter() - started - waited
@@ -146,7 +146,7 @@ def evaluate(task: StageTask, engine: Engine) -> float:
     for unit in plan.units[task.dp_rank]:
         batch = micro_batch(plan, unit, task.held_out_draws, task.held_out, engine.model.head)
         total += weighted_losses(engine, batch).sum()
-    dist.all_reduce(total, group=engine.mesh.loss_group)
+    engine.mesh.sum_losses(total)
     engine.model.train()
     return float(total) / plan.supervised
 

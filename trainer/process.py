@@ -71,12 +71,18 @@ def silence(*told: Any, **fields: Any) -> None:
 
 
 def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch.device:
-    """Join the generation's process group; rank 0 serves the rendezvous on the socket its seat has opened. Returns this rank's device."""
-    rank, world = payload["rank"], payload["world"]
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")  # DeepSpeed reads them
-    listening = {"master_listen_fd": listener.detach()} if listener else {}
-    store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, timedelta(seconds=60), wait_for_workers=False, **listening)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Join the generation's process group, in the payload's store if it brings one; else rank 0 serves the rendezvous on the socket
+    that its seat has opened. Returns this rank's device: a seat sees one only."""
+    rank, world, local = payload["rank"], payload["world"], payload.get("local_rank", 0)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))  # DeepSpeed reads them
+    store = payload.get("store")
+    if store is None:
+        options = {"timeout": timedelta(seconds=60), "wait_for_workers": False}
+        listening = {"master_listen_fd": listener.detach()} if listener else {}
+        store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, **options, **listening)
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     return device
 

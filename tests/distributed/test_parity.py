@@ -114,10 +114,15 @@ def test_stages_follow_each_other_from_their_commits(tiny_dataset: Path, tmp_pat
 
 
 def test_a_step_with_a_nan_is_skipped_alike_whatever_the_layout(tiny_dataset: Path, tmp_path: Path) -> None:
-    layouts = [(1, 1), (2, 1), (2, 0)]
+    layouts = [(1, 1), (2, 1), (2, 0), (2, 2), (2, 3)]
     runs = [
         train_on(world, tmp_path / f"{world}-{zero}", tiny_dataset, recipe(STAGES, zero=zero), "a sample is NaN") for world, zero in layouts
     ]
+    half = [recipe(STAGES, parallel={"zero": zero, "precision": "bf16"}) for zero in (1, 2, 3)]
+    in_bf16 = [train_on(2, tmp_path / f"bf16-{number}", tiny_dataset, config, "a sample is NaN") for number, config in enumerate(half)]
+    for lines in in_bf16:
+        assert [line["step"] for line in lines if line["skipped"]] == [NAN_POSITION // 39 + 1]
+        assert largest_relative_difference(lines, runs[0]) <= 0.1
     for lines in runs:
         assert [line["step"] for line in lines if line["skipped"]] == [NAN_POSITION // 39 + 1]
         assert [line["step"] for line in lines if line["loss"] is None] == [NAN_POSITION // 39 + 1]
