@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import fields
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import UserError
 from trainer.curriculum import Promotion, Stage
+from trainer.guard import GuardRule
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -80,8 +83,9 @@ class TrainSection(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
-    commit_every: int = Field(50, ge=1)  # optimiser steps
-    keep_commits: int = Field(2, ge=1)
+    commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
+    permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
+    keep_commits: int = Field(8, ge=1)  # permanent ones
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
@@ -109,6 +113,7 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
+    guard: GuardRule = GuardRule()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
 
@@ -122,7 +127,8 @@ class RunConfig(Section):
         return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
 
 
-# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
 FREE_KEYS = (
     "run.root",
     "cluster",
@@ -131,8 +137,10 @@ FREE_KEYS = (
     "train.checkpointing",
     "train.compile",
     "train.commit_every",
+    "train.permanent_every",
     "train.keep_commits",
     "train.max_restarts",
+    "guard",
     "sample",
     "data.root",
 )
@@ -209,6 +217,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
         keys.append(prefix + name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
+        elif is_dataclass(field.annotation):
+            keys += [f"{prefix}{name}.{part.name}" for part in fields(field.annotation)]
     return keys
 
 
@@ -238,6 +248,18 @@ def nearest_key(key: str) -> str | None:
 def dump(config: RunConfig) -> str:
     """The resolved recipe as YAML; `load` of it gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """Of everything that a run's numbers depend on: all keys but FREE_KEYS and the names of the run and of the recipe."""
+    tree = config.model_dump(mode="json", exclude={"run", "recipe"})
+    for free in FREE_KEYS:
+        *parents, last = free.split(".")
+        section = tree
+        for part in parents:
+            section = section.get(part, {})
+        section.pop(last, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import deepspeed
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoint.fragments import Fragment, whole
 from trainer.config import TrainSection
 from trainer.optimizer import adamw
 from trainer.planner import Layout
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Elements [start, stop) of the flattened logical tensor `name`, as this rank holds them in fp32.
-
-    tensors: 1-D views by kind: weight, exp_avg, exp_avg_sq, ema. Writing into them changes the training state.
-    """
-
-    name: str
-    start: int
-    stop: int
-    tensors: dict[str, Tensor]
 
 
 @dataclass
@@ -42,16 +31,23 @@ class FlatGroup:
 
 
 class Engine:
-    """A model, its optimiser and its moving average under one layout."""
+    """A model, its optimiser and its moving average under one layout.
+
+    accepts: whether a step of this gradient norm counts; if not, it changes neither weights nor moments nor the average. May be replaced.
+    """
 
     def __init__(self, model: nn.Module, train: TrainSection, layout: Layout) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         # Its shared-memory kernel serves inference only, and would be compiled for a minute at the first start on a machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.layout, self.ema_decay, self.clip = layout, train.ema, train.clip
+        self.accepts: Callable[[float], bool] = math.isfinite
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        optimizer = adamw(model, train)
+        optimizer.gate = lambda: self.accepts(self.norm())
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(model, train),
+            optimizer=optimizer,
             config={
                 "train_micro_batch_size_per_gpu": layout.micro_batch,
                 "gradient_accumulation_steps": layout.accumulation,
@@ -76,19 +72,20 @@ class Engine:
         self.deepspeed.step()
 
     def clip_plain(self) -> float:
-        """Without ZeRO: clip, and return the norm before. DeepSpeed would keep no norm and step into a NaN."""
+        """Without ZeRO: clip, and return the norm before, which DeepSpeed would not keep."""
         parameters = list(self.model.parameters())
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        else:
-            self.deepspeed.zero_grad()  # to None: the optimiser passes every parameter over
+        nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         return float(norm)
 
+    def norm(self) -> float:
+        """The gradient's norm before clipping, of the step that is being or was last made; inf or NaN when it is not finite."""
+        return float(self.optimizer._global_grad_norm) if self.layout.zero else self.plain_norm
+
     def finish_step(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, skipped). Gradients that are not finite change neither weights nor moments nor average."""
-        norm = float(self.deepspeed.get_global_grad_norm()) if self.layout.zero else self.plain_norm
-        skipped = not math.isfinite(norm)
+        """(gradient norm before clipping, skipped)."""
+        norm = self.norm()
+        skipped = not self.accepts(norm)
         if not skipped:
             for group in self.groups:
                 group.ema.lerp_(group.master.detach(), 1.0 - self.ema_decay)
@@ -110,7 +107,7 @@ class Engine:
             }
             for name, start, stop, offset in group.places:
                 views = {kind: tensor.view(-1)[offset : offset + stop - start] for kind, tensor in flat.items()}
-                fragments.append(Fragment(name, start, stop, views))
+                fragments.append(replace(whole(name, self.shapes[name], views), start=start, stop=stop))
         return fragments
 
     def set_optimizer_step(self, steps: int) -> None:

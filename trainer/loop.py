@@ -14,15 +14,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_pipeline.errors import UserError
 from data_pipeline.loader import SampleSet, prefetch
 from data_pipeline.order import wrap
 from model.config import ModelConfig
 from model.flops import training_flops
 from model.heads import Head
+from trainer import guard
 from trainer.batches import Draws, MicroBatch, StepPlan, micro_batch
+from trainer.checkpoint.keeper import Keeper
 from trainer.config import TrainSection
 from trainer.curriculum import RunState, Stage, promotion_reason
 from trainer.engine import Engine
+from trainer.guard import GuardRule
+from trainer.journal import Journal, Silence
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
 from trainer.planner import Layout
@@ -38,6 +43,9 @@ class StageTask:
 
     stage: Stage
     train: TrainSection
+    guard: GuardRule
+    first_step: int  # of this generation: the step of the commit it goes on from
+    roll_backs: int  # how often the run has gone back to that commit
     layout: Layout
     rank: int
     generation: int
@@ -50,33 +58,68 @@ class StageTask:
     held_out_draws: Draws
 
 
-Commit = Callable[[RunState, str], float]  # (state, reason) -> seconds it took
-Event = Callable[..., None]
 Batches = Iterator[tuple[StepPlan, MicroBatch]]
 
 
-def run_stage(
-    task: StageTask, engine: Engine, state: RunState, commit: Commit, publish: Callable[[StepMetrics], None], event: Event
-) -> None:
-    """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's."""
-    rule, last_commit, saving = task.stage.promotion, state.step, 0.0
+def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence) -> None:
+    """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
+
+    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
+    """
+    rule, committed, saving = task.stage.promotion, state, 0.0
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state)) is None:
-            state, metrics = train_step(task, engine, state, batches)
+            state, metrics = train_step(task, engine, state, batches, journal)
             if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
                 state = state.evaluated(evaluate(task, engine))
-                event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
+                journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
-            # the seconds that saving took stand in the next step's line.
-            publish(StepMetrics(**metrics, checkpoint_seconds=saving))
+            # the seconds that training stood still for it stand in the next step's line.
+            journal.step(StepMetrics(**metrics, checkpoint_seconds=saving))
+            keeper.saver.check()
             saving = 0.0
-            if state.step - last_commit >= task.train.commit_every and promotion_reason(rule, state) is None:
-                saving, last_commit = commit(state, "periodic"), state.step
+            if guard.gives_up(task.guard, state.guard):
+                roll_back(task, state, committed, journal)
+                return
+            if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
+                permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
+                saving, committed = keeper.commit(state, "periodic", permanent), state
     finally:
         batches.close()
-    commit(state.promoted(), f"end of stage {task.stage.name}: {reason}")
-    event("promotion", stage=task.stage.name, step=state.step, reason=reason)
+    keeper.commit(state.promoted(), f"end of stage {task.stage.name}: {reason}", permanent=True)
+    keeper.saver.wait()
+    journal.event("promotion", stage=task.stage.name, step=state.step, reason=reason)
+
+
+def roll_back(task: StageTask, state: RunState, committed: RunState, journal: Journal | Silence) -> None:
+    """Decide that the run goes on from the last commit with the data behind what it has seen since. Raises UserError when it has come
+    to this too often."""
+    bucket, again = task.draws.shape.bucket, task.roll_backs if committed.step == task.first_step else 0
+    if again >= task.guard.roll_backs:
+        raise UserError(
+            f"stage {task.stage.name}: {state.guard.in_a_row} steps in a row were skipped at step {state.step}, after {again} returns to "
+            f"step {committed.step}; events.jsonl names the samples: mend them, lower train.lr, or raise guard.sigma"
+        )
+    window = {"bucket": bucket, "start": committed.samples.get(bucket, 0), "position": state.samples[bucket]}
+    journal.promise("roll_back", stage=task.stage.name, step=committed.step, **window, skipped=state.skipped)
+
+
+def tell_skip(
+    task: StageTask, plan: StepPlan, losses: list[Tensor], state: RunState, norm: float, reason: str, journal: Journal | Silence
+) -> None:
+    """The event of a skipped step: the ids of its samples, and of those whose own loss is not finite. All ranks call it."""
+    sick = {
+        plan.positions[sample]
+        for unit, losses_BT in zip(plan.units[task.rank], losses, strict=True)
+        for sample, row in zip(unit.samples, losses_BT.sum(1).tolist(), strict=True)
+        if not math.isfinite(row)
+    }
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, sick)
+    named = {"samples": plan.positions, "not_finite": sorted(set().union(*found))}
+    ids = {key: [task.data.sample_key(position) for position in positions] for key, positions in named.items()}
+    journal.event("skip", stage=task.stage.name, step=state.step, reason=reason, grad_norm=finite(norm), **ids)
 
 
 def passes(task: StageTask, state: RunState) -> Iterator[tuple[StepPlan, Unit]]:
@@ -94,11 +137,15 @@ def load(task: StageTask, head: Head, request: tuple[StepPlan, Unit]) -> tuple[S
     return plan, micro_batch(plan, unit, task.draws, task.data, head)
 
 
-def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batches) -> tuple[RunState, dict[str, Any]]:
+def train_step(
+    task: StageTask, engine: Engine, state: RunState, batches: Batches, journal: Journal | Silence
+) -> tuple[RunState, dict[str, Any]]:
     """One optimiser step: forward and backward of this rank's micro-batches, one update, one reading of the numbers."""
-    layout, started, waited = task.layout, time.perf_counter(), 0.0
+    layout, before, started, waited = task.layout, state.guard, time.perf_counter(), 0.0
     lr = learning_rate(task.train, task.stage.lr_scale, state.step)
     engine.set_learning_rate(lr)
+    engine.accepts = lambda norm: guard.fault(task.guard, before, norm) is None
+    losses: list[Tensor] = []
     loss_by_frame = torch.zeros(task.draws.shape.frames, device=task.device)
     for _ in range(layout.accumulation):
         asked = time.perf_counter()
@@ -107,10 +154,13 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         losses_BT = weighted_losses(engine.deepspeed, batch, task.device)
         # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
         engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
-        loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
+        losses.append(losses_BT.detach())
+        loss_by_frame[: losses_BT.shape[1]] += losses[-1].sum(0)
     dist.all_reduce(loss_by_frame)
     norm, skipped = engine.finish_step()
-    state = state.stepped(task.draws.shape.bucket, task.samples, skipped)
+    state = state.stepped(task.draws.shape.bucket, task.samples, skipped, before.after(task.guard, norm, skipped))
+    if reason := guard.fault(task.guard, before, norm):
+        tell_skip(task, plan, losses, state, norm, reason, journal)
     seconds = time.perf_counter() - started - waited
     return state, step_metrics(task, plan, state, loss_by_frame.tolist(), norm, lr, seconds, waited)
 

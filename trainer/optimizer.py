@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,8 +19,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
+class GatedAdamW(torch.optim.AdamW):
+    """AdamW that does nothing, not even count the step, while its gate is closed. Every ZeRO stage ends in this one call, after it
+    has computed the gradient's norm, so a skipped step is the same at all of them."""
+
+    def gate(self) -> bool:
+        """Open, unless the engine puts its own here."""
+        return True
+
+    def step(self, closure: Any = None) -> None:
+        if self.gate():
+            super().step(closure)
+
+
+def adamw(model: nn.Module, train: TrainSection) -> GatedAdamW:
+    return GatedAdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
 
 
 def learning_rate(train: TrainSection, scale: float, step: int) -> float:
