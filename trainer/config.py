@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
 from trainer.curriculum import Promotion, Stage
@@ -65,9 +65,18 @@ class ClusterSection(Section):
 
 
 class ParallelSection(Section):
-    tp: Literal[1] = 1
-    sp: Literal[1] = 1
-    zero: Literal[0, 1] = 1
+    tp: int = Field(1, ge=1)  # tensor parallel: heads and FFN channels are dealt to so many ranks
+    megatron_sp: bool = False  # with tp > 1: between its layers the tokens are cut over the same ranks
+    sp: int = Field(1, ge=1)  # Ulysses: the tokens are cut over so many ranks everywhere but in attention
+    zero: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: nothing, moments and masters, gradients too, weights too
+    offload: bool = False  # the optimiser's part of memory and work to the CPU; needs zero >= 1
+    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and matrix products; masters, moments and losses stay in fp32
+
+    @model_validator(mode="after")
+    def needs_zero(self) -> ParallelSection:
+        if not self.zero and (self.offload or self.precision == "bf16"):
+            raise ValueError("zero=0 keeps no fp32 masters apart: set parallel.zero to 1, 2 or 3 for offload or bf16")
+        return self
 
 
 class TrainSection(Section):
@@ -132,7 +141,11 @@ class RunConfig(Section):
 FREE_KEYS = (
     "run.root",
     "cluster",
-    "parallel",
+    "parallel.tp",
+    "parallel.megatron_sp",
+    "parallel.sp",
+    "parallel.zero",
+    "parallel.offload",
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
@@ -250,27 +263,23 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def recipe_hash(config: RunConfig) -> str:
-    """Of everything that a run's numbers depend on: all keys but FREE_KEYS and the names of the run and of the recipe."""
-    tree = config.model_dump(mode="json", exclude={"run", "recipe"})
-    for free in FREE_KEYS:
-        *parents, last = free.split(".")
-        section = tree
-        for part in parents:
-            section = section.get(part, {})
-        section.pop(last, None)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        dotted = prefix + key
-        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            if found := first_difference(old[key], new[key], dotted + "."):
-                return found
-            continue
-        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
-    return None
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

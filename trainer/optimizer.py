@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import TrainSection
 
@@ -34,6 +34,15 @@ class GatedAdamW(torch.optim.AdamW):
 
 def adamw(model: nn.Module, train: TrainSection) -> GatedAdamW:
     return GatedAdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
+
+
+def adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
+    """The optimiser's state of one tensor, made now (it would be at the first step) so that a commit can be loaded into it."""
+    state = optimizer.state[tensor]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor.data), torch.zeros_like(tensor.data)
+    return state
 
 
 def learning_rate(train: TrainSection, scale: float, step: int) -> float:

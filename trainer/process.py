@@ -32,7 +32,9 @@ from trainer.curriculum import RunState
 from trainer.engine import Engine
 from trainer.journal import Journal, Report, Silence
 from trainer.loop import StageTask, run_stage
-from trainer.parallel.activations import checkpoint_blocks, compile_blocks
+from trainer.parallel.apply import parallelise
+from trainer.parallel.mesh import build_mesh
+from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import global_batch, plan_layout
 
 
@@ -47,13 +49,11 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
-    model = initial_model(config, task.model).to(device)
-    checkpoint_blocks(model, config.train.checkpointing)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = Engine(model, config.train, task.layout)
+    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model)
+    parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
+    engine = Engine(model, config.train, config.parallel, mesh)
     if found:
-        store.load_fragments(found.folder, engine.fragments())
+        store.load_fragments(found.folder, engine.named_fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
@@ -61,7 +61,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         seconds = {"group": joined - started, "build": perf_counter() - joined}
         layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
-    saver = Saver(engine.fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
     try:
@@ -127,14 +127,19 @@ def stage_task(
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
     data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision = supervision_of(config.train)
+    supervision, parallel = supervision_of(config.train), config.parallel
+    layout = plan_layout(
+        stage.name, samples, payload["world"], config.train.micro_batch, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp
+    )
+    lengths = sequence_lengths(config.train.supervision, config.train.masks_per_frame, shape.frames, shape.tokens)
+    check_divisible(stage.name, layout, model.heads, lengths)
     return StageTask(
         stage=stage,
         train=config.train,
         guard=config.guard,
         first_step=state.step,
         roll_backs=roll_backs,
-        layout=plan_layout(stage.name, samples, payload["world"], config.train.micro_batch, config.parallel.zero),
+        layout=layout,
         rank=payload["rank"],
         generation=payload["generation"],
         samples=samples,

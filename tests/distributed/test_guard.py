@@ -38,7 +38,7 @@ def without_that_step(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("bad", ["a sample is NaN", "a gradient spikes"])
-@pytest.mark.parametrize(("world", "zero"), [(1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("world", "zero"), [(1, 1), (2, 0), (2, 1), (2, 3)])
 def test_a_bad_step_leaves_no_trace_but_its_event(
     bad: str, world: int, zero: int, without_that_step: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from model.config import SIZES, ModelConfig
 from tests.model.conftest import awake
 from trainer import lease, process
 from trainer.checkpoint.commit import last_commit, resume_point
-from trainer.config import RunConfig
+from trainer.config import ParallelSection, RunConfig
 from trainer.engine import Engine
 from trainer.metrics import read_metrics
 
@@ -41,13 +41,14 @@ def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
         "commit_every": 100,
         **train,
     }
-    zero, guard = settings.pop("zero", 1), settings.pop("guard", {})
+    parallel = {key: settings.pop(key) for key in ParallelSection.model_fields if key in settings}
+    guard = settings.pop("guard", {})
     return RunConfig.model_validate(
         {
             "model": {"size": "tiny"},
             "train": settings,
             "guard": guard,
-            "parallel": {"zero": zero},
+            "parallel": parallel,
             "curriculum": {"stages": stages},
             "run": {"name": "test"},
         }
@@ -102,7 +103,7 @@ def planted(name: str, rank: int) -> Any:
     if name == "a gradient spikes":
         return patch.object(Engine, "backward", spiking_backward)
     if name == "padding counts":
-        return patch.object(trainer.loop, "weighted_losses", lambda engine, batch, device: engine(batch.inputs))
+        return patch.object(trainer.loop, "weighted_losses", lambda engine, batch: engine.losses(batch.inputs))
     if name in BAD_SAMPLES:
         return patch.object(SampleSet, "fetch", fetch_with_nan(BAD_SAMPLES[name]))
     assert not name, f"unknown mistake {name}"
