@@ -41,10 +41,15 @@ from trainer.planner import global_batch, plan_layout
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
     """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
     started = perf_counter()
-    config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
     torch.set_num_threads(payload["threads"])
     device = join_group(payload, listener)
-    joined = perf_counter()
+    live(payload, report, device, perf_counter() - started)
+    dist.destroy_process_group()
+
+
+def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
+    """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
+    joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
     dataset = open_dataset(Path(payload["dataset"]))
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
@@ -58,7 +63,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
-        seconds = {"group": joined - started, "build": perf_counter() - joined}
+        seconds = {"group": joining, "build": perf_counter() - joined}
         layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
@@ -68,7 +73,6 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         run_stage(task, engine, state, keeper, journal or Silence())
     finally:
         saver.close()
-    dist.destroy_process_group()
 
 
 def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunState, int]:

@@ -75,9 +75,7 @@ def train(
 ) -> list[dict[str, Any]]:
     """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake, `die_at` a step to die in."""
     torch.set_num_threads(1)
-    sleeping, found = process.initial_model, resume_point(run).commit
-    payload = {"config": config.model_dump(), "run": str(run), "dataset": str(dataset), "commit": str(found.folder) if found else None}
-    group = {"rank": rank, "world": world, "host": host, "port": port, "generation": lease.current(run), "threads": 1}
+    group = {"rank": rank, "world": world, "host": host, "port": port}
 
     def report(message: dict[str, Any]) -> None:
         if message["step"] == die_at:
@@ -85,9 +83,22 @@ def train(
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with patch.object(process, "initial_model", lambda *given: awake(sleeping(*given))), planted(plant, rank):
-        process.run(payload | group, report, listener)
+    with awake_model(), planted(plant, rank):
+        process.run(payload(config, run, dataset) | group, report, listener)
     return read_metrics(run)
+
+
+def payload(config: RunConfig, run: Path, dataset: Path) -> dict[str, Any]:
+    """What the controller would send for the generation drawn last."""
+    found = resume_point(run).commit
+    where = {"run": str(run), "dataset": str(dataset), "commit": str(found.folder) if found else None}
+    return {"config": config.model_dump(), "generation": lease.current(run), "threads": 1, **where}
+
+
+def awake_model() -> Any:
+    """Initial models without blind spots."""
+    sleeping = process.initial_model
+    return patch.object(process, "initial_model", lambda *given: awake(sleeping(*given)))
 
 
 def planted(name: str, rank: int) -> Any:
