@@ -100,6 +100,15 @@ class TrainSection(Section):
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
 
 
+class ProfileSection(Section):
+    steps: str | None = Field(None, pattern=r"^\d+\.\.\d+$")  # e.g. 20..25: a trace of these steps by every rank
+
+    @property
+    def range(self) -> range:
+        first, _, last = (self.steps or "1..0").partition("..")
+        return range(int(first), int(last) + 1)
+
+
 class CurriculumSection(Section):
     stages: Annotated[list[Stage], Field(min_length=1)]
 
@@ -123,6 +132,7 @@ class RunConfig(Section):
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
     guard: GuardRule = GuardRule()
+    profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
 
@@ -154,6 +164,7 @@ FREE_KEYS = (
     "train.keep_commits",
     "train.max_restarts",
     "guard",
+    "profile",
     "sample",
     "data.root",
 )

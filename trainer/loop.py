@@ -32,6 +32,7 @@ from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
 from trainer.parallel.places import place_of
 from trainer.planner import Layout
+from trainer.trace import StepTrace
 from trainer.units import Unit
 
 # Dense bf16 peaks in FLOP/s by a part of the device's name; an unknown device gives an MFU of 0, not a crash.
@@ -67,7 +68,7 @@ class StageTask:
 Batches = Iterator[tuple[StepPlan, MicroBatch]]
 
 
-def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence) -> None:
+def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
     Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
@@ -76,7 +77,8 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state)) is None:
-            state, metrics = train_step(task, engine, state, batches, journal)
+            with trace.step(state.step + 1):
+                state, metrics = train_step(task, engine, state, batches, journal)
             if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
                 state = state.evaluated(evaluate(task, engine))
                 journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
@@ -93,6 +95,7 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
                 saving, committed = keeper.commit(state, "periodic", permanent), state
     finally:
         batches.close()
+        trace.close()
     keeper.commit(state.promoted(), f"end of stage {task.stage.name}: {reason}", permanent=True)
     keeper.saver.wait()
     journal.event("promotion", stage=task.stage.name, step=state.step, reason=reason)

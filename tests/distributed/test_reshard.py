@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,11 +15,13 @@ import torch
 from tests.distributed.harness import run_ranks
 from tests.distributed.training import awake_model, payload, recipe, stage
 from trainer import lease, process
+from trainer.checkpoint import store
 from trainer.checkpoint.commit import last_commit
-from trainer.checkpoint.store import load_tensors, stored_chunks
+from trainer.checkpoint.fragments import Fragment
 from trainer.config import RunConfig
 from trainer.metrics import read_metrics
 
+LOAD = store.load_fragments
 BEFORE, AFTER = 4, 3  # steps until the commit, and from it
 LAYOUTS: dict[str, dict[str, Any]] = {
     "4 ranks, zero 3, tp 2": {"world": 4, "zero": 3, "tp": 2},
@@ -27,6 +32,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "3 ranks, zero 1": {"world": 3, "zero": 1},
 }
 WORLDS = (4, 2, 1, 3)
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 Job = tuple[Path, RunConfig]  # a run's folder and the layout to live in
 
 
@@ -34,15 +40,19 @@ def config_of(layout: str, stages: list[dict[str, Any]]) -> RunConfig:
     return recipe(stages, **{key: value for key, value in LAYOUTS[layout].items() if key != "world"})
 
 
-def lives(rank: int, world: int, host: str, port: int, listener: Any, jobs: list[Job], dataset: Path) -> None:
-    """One generation of each run, one after the other, in the same processes."""
+def lives(rank: int, world: int, host: str, port: int, listener: Any, jobs: list[Job], dataset: Path, forgotten: str = "") -> None:
+    """One generation of each run, one after the other, in the same processes; `forgotten` is a kind of tensor that is not loaded."""
     torch.set_num_threads(1)
     group = {"rank": rank, "world": world, "host": host, "port": port}
     device = process.join_group(group, listener)
-    with awake_model():
+    with awake_model(), patch.object(store, "load_fragments", partial(load_all_but, forgotten)):
         for run, config in jobs:
             process.live(payload(config, run, dataset) | group, lambda message: None, device, 0.0)
             torch.distributed.barrier()
+
+
+def load_all_but(forgotten: str, folder: Path, fragments: list[Fragment]) -> None:
+    LOAD(folder, [replace(each, tensors={kind: view for kind, view in each.tensors.items() if kind != forgotten}) for each in fragments])
 
 
 def live_all(jobs: dict[str, list[Job]], dataset: Path) -> None:
@@ -68,6 +78,10 @@ def continued(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             shutil.copytree(root / there, root / f"{there} to {here}")
     jobs = {here: [(root / f"{there} to {here}", config_of(here, stages)) for there in LAYOUTS] for here in LAYOUTS}
     live_all(jobs, tiny_dataset)
+    for kind in KINDS:
+        shutil.copytree(root / "2 ranks, zero 3", root / kind)
+        lease.draw(root / kind)
+        run_ranks(1, lives, [(root / kind, config_of("1 rank, zero 0", stages))], tiny_dataset, kind)
     return root
 
 
@@ -77,9 +91,11 @@ def tensors(run: Path) -> dict[tuple[str, str], torch.Tensor]:
     assert commit is not None
     assert commit.state.step == BEFORE + AFTER
     kinds: dict[str, dict[str, torch.Size]] = {}
-    for (kind, name), chunks in stored_chunks(commit.folder).items():
+    for (kind, name), chunks in store.stored_chunks(commit.folder).items():
         kinds.setdefault(kind, {})[name] = torch.Size(chunks[0].shape)
-    return {(kind, name): tensor for kind, shapes in kinds.items() for name, tensor in load_tensors(commit.folder, kind, shapes).items()}
+    return {
+        (kind, name): tensor for kind, shapes in kinds.items() for name, tensor in store.load_tensors(commit.folder, kind, shapes).items()
+    }
 
 
 @pytest.mark.parametrize("here", LAYOUTS)
@@ -93,6 +109,15 @@ def test_what_one_layout_saved_another_continues_like_the_unbroken_run(there: st
         assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
     found, unbroken = tensors(continued / f"{there} to {here}"), tensors(continued / "unbroken")
     assert found.keys() == unbroken.keys()
-    assert {kind for kind, _ in found} == {"weight", "exp_avg", "exp_avg_sq", "ema"}
-    for key, tensor in unbroken.items():
-        assert (found[key] - tensor).norm() <= 1e-4 * tensor.norm(), key
+    assert {kind for kind, _ in found} == set(KINDS)
+    assert largest_difference(found, unbroken) <= 1e-4
+
+
+def largest_difference(found: dict[tuple[str, str], torch.Tensor], expected: dict[tuple[str, str], torch.Tensor]) -> float:
+    """Of any tensor, relative to its norm."""
+    return max(float((found[key] - tensor).norm() / tensor.norm()) for key, tensor in expected.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_tensor_that_is_not_loaded_is_noticed(kind: str, continued: Path) -> None:
+    assert largest_difference(tensors(continued / kind), tensors(continued / "unbroken")) > 1e-2

@@ -42,12 +42,12 @@ def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
         **train,
     }
     parallel = {key: settings.pop(key) for key in ParallelSection.model_fields if key in settings}
-    guard = settings.pop("guard", {})
+    sections = {name: settings.pop(name, {}) for name in ("guard", "profile")}
     return RunConfig.model_validate(
         {
             "model": {"size": "tiny"},
             "train": settings,
-            "guard": guard,
+            **sections,
             "parallel": parallel,
             "curriculum": {"stages": stages},
             "run": {"name": "test"},
