@@ -37,6 +37,12 @@ PRELOAD = [
 ]
 
 
+def preload(config: RunConfig) -> list[str]:
+    """What the seats of a run import ahead; PEFT and Megatron only where they are used."""
+    used = {"peft": config.train.lora.rank > 0, "trainer.parallel.layers": config.parallel.tp > 1}
+    return PRELOAD + [module for module, needed in used.items() if needed]
+
+
 class RunFailed(Exception):
     """The run cannot go on by itself; says why and where to look."""
 
@@ -67,7 +73,7 @@ def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | N
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
     with session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD, threads=cpus)
+        seats = make_seats(workers, cpus, preload(config), threads=cpus)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
