@@ -98,6 +98,11 @@ class SampleSection(Section):
     guidance: float = Field(1.5, ge=1)
 
 
+class MetricsSection(Section):
+    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
+    host: str = "127.0.0.1"  # the address it listens at
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -111,6 +116,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    metrics: MetricsSection = MetricsSection()
 
     @property
     def run_folder(self) -> Path:
@@ -134,6 +140,7 @@ FREE_KEYS = (
     "train.keep_commits",
     "train.max_restarts",
     "sample",
+    "metrics",
     "data.root",
 )
 

@@ -30,6 +30,7 @@ from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
 from trainer.parallel.activations import checkpoint_blocks, compile_blocks
 from trainer.planner import global_batch, plan_layout
+from trainer.pulse import Pulse
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
@@ -59,6 +60,8 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
     save = partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits, journal)
     publish, event = (journal.step, journal.event) if journal else (silence, silence)
+    if config.metrics.port:
+        publish = Pulse(model, device, task.rank, report).after(publish)
     run_stage(task, engine, state, save, publish, event)
     dist.destroy_process_group()
 
