@@ -23,7 +23,7 @@ from trainer import events, lease
 from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
-from trainer.exporter import Endpoint
+from trainer.exporter import serving
 from trainer.inspection import report
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
@@ -67,13 +67,12 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
     instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
-    endpoint = Endpoint(instruments.meter, config.metrics.host, config.metrics.port) if config.metrics.port else None
 
     def on_progress(progress: Progress) -> None:
         terminal.encoding(progress)
         instruments.encoding(progress.done, progress.total, progress.clips)
 
-    with session.connect(address, workers * cpus) as ray_session:
+    with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
         seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
         try:
             terminal.say(
@@ -92,8 +91,6 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
             Run(config, run, number, dataset, seats, terminal, instruments).to_the_end()
         finally:
             seats.close()
-            if endpoint:
-                endpoint.close()
 
 
 class Run:

@@ -114,6 +114,17 @@ class Endpoint:
             opener.open(request, timeout=PUSH_TIMEOUT).close()
 
 
+@contextlib.contextmanager
+def serving(meter: Meter, host: str, port: int | None) -> Iterator[None]:
+    """The meter's endpoint for the length of a `with` block, if there is a port for it."""
+    endpoint = Endpoint(meter, host, port) if port else None
+    try:
+        yield
+    finally:
+        if endpoint:
+            endpoint.close()
+
+
 class Server(ThreadingHTTPServer):
     """GET /metrics for Prometheus, GET /healthz for probes, POST /push for the pod's own processes."""
 
