@@ -166,7 +166,7 @@ def rule(alert: Alert, scale: float) -> dict[str, Any]:
         "for": f"{round(alert.hold * scale)}s",
         "labels": {"severity": alert.severity},
         "annotations": {
-            "summary": "{{ $labels.run }} in {{ $labels.namespace }}: " + alert.summary,
+            "summary": "{{ or $labels.run $labels.instance }} in {{ $labels.namespace }}: " + alert.summary,
             "runbook_url": RUNBOOK.format(alert.name.lower()),
         },
     }

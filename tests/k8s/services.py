@@ -135,14 +135,15 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(folder: Path, token: str) -> Iterator[RayHead]:
-    """A Ray head on free ports with 4 CPUs and token authentication; jobs find this interpreter as `python`."""
+def ray_head(folder: Path, token: str, secrets: dict[str, str]) -> Iterator[RayHead]:
+    """A Ray head on free ports with 4 CPUs and token authentication; jobs find this interpreter as `python`, and `secrets` around them."""
     ports = {
         name: free_port()
         for name in ("port", "dashboard-port", "metrics-export-port", "dashboard-agent-listen-port", "ray-client-server-port")
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", "DS_ACCELERATOR": "cpu"}
+    environment |= secrets
     environment |= {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "RAY_raylet_start_wait_time_s": "180"}
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={folder}"]
