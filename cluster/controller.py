@@ -11,15 +11,14 @@ from typing import Any
 
 from cluster import dataset as datasets
 from cluster import generation, run_folder, session, summary
-from cluster.checks import check_samples, check_stages
+from cluster.checks import check_initial, check_samples, check_stages
 from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
-from trainer import events, lease
+from trainer import events, lease, weights
 from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
@@ -27,7 +26,8 @@ from trainer.exporter import serving
 from trainer.inspection import report
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
-from trainer.planner import global_batch, usable
+from trainer.mixture import ingredients
+from trainer.planner import usable
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
@@ -46,15 +46,16 @@ class RunFailed(Exception):
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
-    config, terminal = configs.load(arguments), Terminal()
+    config, terminal = weights.resolved(configs.load(arguments)), Terminal()
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     run_folder.check(config, inside_job)
     spec = datasets.encode_spec(config)
     check_stages(config, spec)
+    matched = check_initial(config, spec)
     job = datasets.find(config, spec)
     address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     try:
-        train(config, job, address, terminal)
+        train(config, job, matched, address, terminal)
     except RunFailed as failure:
         terminal.say(f"failed: {failure}")
         return 1
@@ -63,7 +64,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     return 0
 
 
-def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, terminal: Terminal) -> None:
+def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | None, address: str | None, terminal: Terminal) -> None:
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
     instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
@@ -73,7 +74,7 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
         instruments.encoding(progress.done, progress.total, progress.clips)
 
     with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
+        seats = make_seats(workers, cpus, [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD, threads=cpus)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
@@ -88,6 +89,10 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
             events.record(
                 run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
             )
+            if matched:
+                for line in weights.summary(matched, config.train.init):
+                    terminal.say(line)
+                events.record(run, "initial", **vars(config.train.init), **vars(matched))
             Run(config, run, number, dataset, seats, terminal, instruments).to_the_end()
         finally:
             seats.close()
@@ -139,7 +144,9 @@ class Run:
         committed, index = state.step, state.stage
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
-            world = usable(len(self.seats), samples_per_step(stage, self.dataset))
+            parts = ingredients(stage, self.dataset.manifest.spec.stride)
+            replica = self.config.parallel.tp * self.config.parallel.sp
+            world = usable(len(self.seats), [part.samples for part in parts], replica)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
@@ -187,9 +194,3 @@ class Run:
             self.instruments.event(message["event"], message)
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])
-
-
-def samples_per_step(stage: Stage, dataset: Dataset) -> int:
-    """The stage's global batch on this data set's latents."""
-    frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), dataset.manifest.spec.stride)
-    return global_batch(stage.tokens_per_step, frames, height * width)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from trainer.curriculum import Promotion, Stage
+from trainer.curriculum import Mix, Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
 
 
 class RunSection(Section):
@@ -62,14 +62,47 @@ class ClusterSection(Section):
 
 
 class ParallelSection(Section):
-    tp: Literal[1] = 1
-    sp: Literal[1] = 1
-    zero: Literal[0, 1] = 1
+    tp: int = Field(1, ge=1)  # tensor parallel: heads and FFN channels are dealt to so many ranks
+    megatron_sp: bool = False  # with tp > 1: between its layers the tokens are cut over the same ranks
+    sp: int = Field(1, ge=1)  # Ulysses: the tokens are cut over so many ranks everywhere but in attention
+    zero: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: nothing, moments and masters, gradients too, weights too
+    offload: bool = False  # the optimiser's part of memory and work to the CPU; needs zero >= 1
+    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and matrix products; masters, moments and losses stay in fp32
+
+    @model_validator(mode="after")
+    def needs_zero(self) -> ParallelSection:
+        if not self.zero and (self.offload or self.precision == "bf16"):
+            raise ValueError("zero=0 keeps no fp32 masters apart: set parallel.zero to 1, 2 or 3 for offload or bf16")
+        return self
+
+
+class InitSection(Section):
+    """Weights to start from instead of random ones."""
+
+    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
+    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
+    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
+    strict: bool = True  # false: start with the tensors that fit, whatever else differs
+
+
+class LoraSection(Section):
+    """Train low-rank adapters of linear layers, and nothing else."""
+
+    rank: int = Field(0, ge=0)  # 0: none
+    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
+    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
 
 
 class TrainSection(Section):
+    init: InitSection = InitSection()
+    freeze: list[str] = []  # globs of the names of parameters that are not trained
+    lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
+    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
+    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
+    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
+    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
     head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -86,6 +119,12 @@ class TrainSection(Section):
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
 
+    @model_validator(mode="after")
+    def block_needs_all_frames(self) -> TrainSection:
+        if self.block > 1 and self.supervision == "one_frame":
+            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
+        return self
+
 
 class CurriculumSection(Section):
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -96,6 +135,11 @@ class SampleSection(Section):
     iterations: int = Field(16, ge=1)
     head_steps: int = Field(50, ge=2)
     guidance: float = Field(1.5, ge=1)
+    sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
+    window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
+    context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
+    context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
+    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class MetricsSection(Section):
@@ -118,6 +162,12 @@ class RunConfig(Section):
     sample: SampleSection = SampleSection()
     metrics: MetricsSection = MetricsSection()
 
+    @model_validator(mode="after")
+    def samples_tell_what_was_trained(self) -> RunConfig:
+        if unknown := sorted(set(self.sample.conditions) - set(self.train.conditions)):
+            raise ValueError(f"sample.conditions names {unknown[0]}, which train.conditions does not: add it there")
+        return self
+
     @property
     def run_folder(self) -> Path:
         assert self.run.name is not None, "resolved by load()"
@@ -132,7 +182,12 @@ class RunConfig(Section):
 FREE_KEYS = (
     "run.root",
     "cluster",
-    "parallel",
+    "parallel.tp",
+    "parallel.megatron_sp",
+    "parallel.sp",
+    "parallel.zero",
+    "parallel.offload",
+    "train.init.from",
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
@@ -213,7 +268,7 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     """Every dotted key of the recipe."""
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
@@ -229,6 +284,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
     value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if not key:  # two sections do not fit together; the message names the keys
+        return problem
     shown = f"={value}" if isinstance(value, str | int | float | bool | None) else ""
     return f"{key}{shown}: {problem[0].lower()}{problem[1:]}"
 
@@ -237,7 +294,7 @@ def nearest_key(key: str) -> str | None:
     """The known key that an unknown one was most likely meant to be."""
     *parents, last = key.split(".")
     if key.startswith("curriculum.stages."):
-        names = [field.name for kind in (Stage, Promotion) for field in fields(kind)]
+        names = [field.name for kind in (Stage, Promotion, Mix) for field in fields(kind)]
         return next((".".join([*parents, name]) for name in difflib.get_close_matches(last, names, 1, 0.5)), None)
     return next(iter(difflib.get_close_matches(key, known_keys(), 1, 0.6)), None)
 

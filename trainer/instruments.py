@@ -89,10 +89,13 @@ class RunInstruments:
         meter.set("run_layout", told["world_size"], dimension="world")
         if told["loss"] is not None:
             meter.only("loss", told["loss"], stage=told["stage"])
-        meter.forget("frame_loss")
+        meter.forget("frame_loss", "source_loss")
         for frame, loss in enumerate(told["loss_by_frame"]):
             if loss is not None:
                 meter.set("frame_loss", loss, frame=str(frame))
+        for source, loss in told["loss_by_source"].items():
+            if loss is not None:
+                meter.set("source_loss", loss, source=source)
         meter.set("learning_rate", told["lr"])
         if told["grad_norm"] is not None:
             meter.set("gradient_norm", told["grad_norm"])

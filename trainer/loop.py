@@ -16,15 +16,17 @@ from torch import Tensor
 
 from data_pipeline.loader import SampleSet, prefetch
 from data_pipeline.order import wrap
+from model.attention import recompiles
 from model.config import ModelConfig
 from model.flops import training_flops
 from model.heads import Head
-from trainer.batches import Draws, MicroBatch, StepPlan, micro_batch
+from trainer.batches import Draws, MicroBatch, Source, Step, micro_batch, plan_step
 from trainer.config import TrainSection
 from trainer.curriculum import RunState, Stage, promotion_reason
 from trainer.engine import Engine
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
+from trainer.parallel.places import place_of
 from trainer.planner import Layout
 from trainer.units import Unit
 
@@ -41,18 +43,26 @@ class StageTask:
     layout: Layout
     rank: int
     generation: int
-    samples: int  # per optimiser step, over all ranks
     device: torch.device
     model: ModelConfig
-    data: SampleSet
-    draws: Draws
+    sources: tuple[Source, ...]  # the stage's own bucket first
     held_out: SampleSet
     held_out_draws: Draws
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the longest source."""
+        return max(source.draws.shape.frames for source in self.sources)
+
+    @property
+    def dp_rank(self) -> int:
+        """Which data-parallel replica this rank is of; the ranks of one replica work on the same samples."""
+        return place_of(self.rank, self.layout).dp_rank
 
 
 Commit = Callable[[RunState, str], float]  # (state, reason) -> seconds it took
 Event = Callable[..., None]
-Batches = Iterator[tuple[StepPlan, MicroBatch]]
+Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sources, one pass
 
 
 def run_stage(
@@ -79,19 +89,24 @@ def run_stage(
     event("promotion", stage=task.stage.name, step=state.step, reason=reason)
 
 
-def passes(task: StageTask, state: RunState) -> Iterator[tuple[StepPlan, Unit]]:
-    """This rank's passes from `state` on, for ever, each with the step it belongs to."""
-    position = state.samples.get(task.draws.shape.bucket, 0)
+def consumed(task: StageTask) -> dict[str, int]:
+    """Samples per bucket of one optimiser step."""
+    return {source.draws.shape.bucket: source.samples for source in task.sources}
+
+
+def passes(task: StageTask, state: RunState) -> Iterator[tuple[Step, int, Unit]]:
+    """This rank's passes from `state` on, for ever, each with the step and the source it belongs to."""
     while True:
-        plan = task.draws.plan(range(position, position + task.samples), task.layout)
-        yield from ((plan, unit) for unit in plan.units[task.rank])
-        position += task.samples
+        step = plan_step(task.sources, state.samples)
+        yield from ((step, place, unit) for place, plan in enumerate(step.plans) for unit in plan.units[task.dp_rank])
+        state = state.stepped(consumed(task), skipped=False)
 
 
-def load(task: StageTask, head: Head, request: tuple[StepPlan, Unit]) -> tuple[StepPlan, MicroBatch]:
+def load(task: StageTask, head: Head, request: tuple[Step, int, Unit]) -> tuple[Step, int, MicroBatch]:
     """One pass, ready for the device; called ahead of time by the prefetching thread."""
-    plan, unit = request
-    return plan, micro_batch(plan, unit, task.draws, task.data, head)
+    step, place, unit = request
+    source = task.sources[place]
+    return step, place, micro_batch(step.plans[place], unit, source.draws, source.data, head)
 
 
 def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batches) -> tuple[RunState, dict[str, Any]]:
@@ -99,26 +114,26 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
     layout, started, waited = task.layout, time.perf_counter(), 0.0
     lr = learning_rate(task.train, task.stage.lr_scale, state.step)
     engine.set_learning_rate(lr)
-    loss_by_frame = torch.zeros(task.draws.shape.frames, device=task.device)
+    sums = torch.zeros(len(task.sources), task.frames, device=task.device)
     for _ in range(layout.accumulation):
         asked = time.perf_counter()
-        plan, batch = next(batches)
+        step, place, batch = next(batches)
         waited += time.perf_counter() - asked
-        losses_BT = weighted_losses(engine.deepspeed, batch, task.device)
-        # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
-        engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
-        loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
-    dist.all_reduce(loss_by_frame)
+        losses_BT = weighted_losses(engine, batch)
+        # DeepSpeed averages over dp and accumulation; the step's loss is a weighted mean over all its supervised tokens.
+        engine.backward(losses_BT.sum() * (task.sources[place].weight * layout.dp * layout.accumulation / step.weighted))
+        sums[place, : losses_BT.shape[1]] += losses_BT.detach().sum(0)
+    dist.all_reduce(sums, group=engine.mesh.loss_group)
     norm, skipped = engine.finish_step()
-    state = state.stepped(task.draws.shape.bucket, task.samples, skipped)
+    state = state.stepped(consumed(task), skipped)
     seconds = time.perf_counter() - started - waited
-    return state, step_metrics(task, plan, state, loss_by_frame.tolist(), norm, lr, seconds, waited)
+    return state, step_metrics(task, step, state, sums.tolist(), norm, lr, seconds, waited)
 
 
-def weighted_losses(model: Callable[..., Tensor], batch: MicroBatch, device: torch.device) -> Tensor:
+def weighted_losses(engine: Engine, batch: MicroBatch) -> Tensor:
     """Loss sums per sample and frame [B, T]; a row of weight 0 adds nothing, not even a NaN, but stays in the graph."""
-    losses_BT = model(batch.inputs.to(device)).float()
-    real_B1 = batch.weights.to(device)[:, None] > 0
+    losses_BT = engine.losses(batch.inputs)
+    real_B1 = batch.weights.to(losses_BT.device)[:, None] > 0
     return torch.where(real_B1, losses_BT, torch.zeros_like(losses_BT))
 
 
@@ -128,32 +143,35 @@ def evaluate(task: StageTask, engine: Engine) -> float:
     engine.model.eval()
     plan = task.held_out_draws.plan(range(min(task.train.evaluate_samples, len(task.held_out))), task.layout)
     total = torch.zeros((), device=task.device)
-    for unit in plan.units[task.rank]:
+    for unit in plan.units[task.dp_rank]:
         batch = micro_batch(plan, unit, task.held_out_draws, task.held_out, engine.model.head)
-        total += weighted_losses(engine.model, batch, task.device).sum()
-    dist.all_reduce(total)
+        total += weighted_losses(engine, batch).sum()
+    dist.all_reduce(total, group=engine.mesh.loss_group)
     engine.model.train()
     return float(total) / plan.supervised
 
 
 def step_metrics(
-    task: StageTask, plan: StepPlan, state: RunState, sums: list[float], norm: float, lr: float, seconds: float, waited: float
+    task: StageTask, step: Step, state: RunState, sums: list[list[float]], norm: float, lr: float, seconds: float, waited: float
 ) -> dict[str, Any]:
     """The fields of StepMetrics, but for the checkpoint's."""
-    shape, layout = task.draws.shape, task.layout
-    counts = task.draws.supervised_by_frame(plan)
-    tokens, world = len(plan.positions) * shape.frames * shape.tokens, dist.get_world_size()
+    own, layout, world = task.sources[0], task.layout, dist.get_world_size()
+    counts, consumed = own.draws.supervised_by_frame(step.plans[0]), state.samples[own.draws.shape.bucket]
+    shapes, supervised = [source.draws.shape for source in task.sources], [plan.supervised for plan in step.plans]
+    tokens = sum(len(plan.positions) * shape.frames * shape.tokens for plan, shape in zip(step.plans, shapes, strict=True))
+    by_source = [sum(row) for row in sums]
     return {
         "step": state.step,
         "stage": task.stage.name,
-        "loss": finite(sum(sums) / plan.supervised),
-        "loss_by_frame": [finite(total / count) if count else None for total, count in zip(sums, counts, strict=True)],
+        "loss": finite(sum(source.weight * total for source, total in zip(task.sources, by_source, strict=True)) / step.weighted),
+        "loss_by_frame": [finite(total / count) if count else None for total, count in zip(sums[0], counts, strict=False)],
+        "loss_by_source": {shape.bucket: finite(total / count) for shape, total, count in zip(shapes, by_source, supervised, strict=True)},
         "grad_norm": finite(norm),
         "lr": lr,
-        "samples_consumed": state.samples[shape.bucket],
-        "epoch": wrap(state.samples[shape.bucket], len(task.data))[0],
+        "samples_consumed": consumed,
+        "epoch": wrap(consumed, len(own.data))[0],
         "tokens": tokens,
-        "supervised_tokens": plan.supervised,
+        "supervised_tokens": sum(supervised),
         "world_size": world,
         "generation": task.generation,
         "dp": layout.dp,
@@ -164,10 +182,11 @@ def step_metrics(
         "step_seconds": seconds,
         "data_seconds": waited,
         "tokens_per_second": tokens / (seconds + waited),
-        "supervised_tokens_per_second": plan.supervised / (seconds + waited),
-        "mfu": step_flops(task, plan) / (seconds * world * peak) if (peak := peak_flops(task.device)) else 0.0,
+        "supervised_tokens_per_second": sum(supervised) / (seconds + waited),
+        "mfu": step_flops(task, step) / (seconds * world * peak) if (peak := peak_flops(task.device)) else 0.0,
         "memory_bytes": peak_memory(task.device),
         "skipped": bool(state.skipped) and state.skipped[-1] == state.step - 1,
+        "recompiles": recompiles(),
     }
 
 
@@ -176,10 +195,10 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def step_flops(task: StageTask, plan: StepPlan) -> int:
+def step_flops(task: StageTask, step: Step) -> int:
     """FLOPs the objective needs for a step: every sample's own sequence, nothing for padding."""
-    visible = (task.draws.sequence([target]).visibility for target in plan.targets)
-    return sum(training_flops(task.model, seen, target.supervised) for seen, target in zip(visible, plan.targets, strict=True))
+    pairs = [(source.draws, target) for source, plan in zip(task.sources, step.plans, strict=True) for target in plan.targets]
+    return sum(training_flops(task.model, draws.sequence([target]).visibility, target.supervised) for draws, target in pairs)
 
 
 def peak_flops(device: torch.device) -> float:

@@ -25,6 +25,7 @@ LABEL_VALUES = {
     "activity": len(ACTIVITIES),
     "stage": 32,
     "frame": 64,  # latent frames of a clip
+    "source": 16,  # buckets of a mixture
     "rank": 16,  # devices of a pod
     "reason": 32,
     "outcome": 3,
@@ -64,6 +65,7 @@ METRICS = (
     gauge("run_seats", "Seats that the controller holds."),
     gauge("loss", "Training loss per supervised token of the last step.", "stage"),
     gauge("frame_loss", "Training loss of the last step by target latent frame.", "frame"),
+    gauge("source_loss", "Training loss of the last step by bucket: the stage's own and those mixed in.", "source"),
     gauge("held_out_loss", "Held-out next-frame loss per supervised token.", "stage"),
     gauge("learning_rate", "Learning rate of the last step."),
     gauge("gradient_norm", "Gradient norm before clipping."),
@@ -107,7 +109,7 @@ class StepMetrics:
     step: int  # optimiser steps done, this one included
     stage: str
     loss: float | None  # per supervised token; None when the step was not finite
-    loss_by_frame: list[float | None]  # by target latent frame; None where no sample had that target
+    loss_by_frame: list[float | None]  # by target latent frame of the stage's own bucket; None where no sample had that target
     grad_norm: float | None  # before clipping
     lr: float
     samples_consumed: int  # of this stage's bucket, since the run began
@@ -129,6 +131,8 @@ class StepMetrics:
     mfu: float
     memory_bytes: int  # peak of rank 0's device, or of its process on CPU
     skipped: bool
+    loss_by_source: dict[str, float | None]  # per supervised token, by bucket: the stage's own and those mixed in
+    recompiles: int  # attention kernels this generation has compiled: one per bucket and rule, or something is wrong
 
 
 def metrics_path(run: Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,21 +17,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
-from model.config import ModelConfig, named_size
+from model.config import ModelConfig
 from model.videomar import VideoMAR
-from trainer.batches import Draws, Shape, supervision_of
+from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
+from trainer.initial import prepare
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
-from trainer.parallel.activations import checkpoint_blocks, compile_blocks
-from trainer.planner import global_batch, plan_layout
+from trainer.mixture import ingredients
+from trainer.parallel.apply import parallelise
+from trainer.parallel.mesh import build_mesh
+from trainer.parallel.places import check_divisible, sequence_lengths
+from trainer.planner import plan_layout
 from trainer.pulse import Pulse
+from trainer.sizing import model_of
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
@@ -44,13 +49,11 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
-    model = initial_model(config, task.model).to(device)
-    checkpoint_blocks(model, config.train.checkpointing)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = Engine(model, config.train, task.layout)
+    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)
+    parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
+    engine = Engine(model, config.train, config.parallel, mesh)
     if found:
-        store.load_fragments(found.folder, engine.fragments())
+        store.load_fragments(found.folder, engine.named_fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
@@ -83,38 +86,45 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
-    spec = dataset.manifest.spec
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens, "head": config.train.head}
-    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
+    return model_of(config, dataset.manifest.spec)
 
 
-def initial_model(config: RunConfig, model: ModelConfig) -> VideoMAR:
-    """The same initial weights on every rank of every layout."""
+def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
+    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
     torch.manual_seed(config.seed)
-    return VideoMAR(model)
+    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    bucket = Bucket(stage.frames, stage.height, stage.width)
-    frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
-    shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
-    data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision = supervision_of(config.train)
+    parts, supervision, train, parallel = (
+        ingredients(stage, dataset.manifest.spec.stride),
+        supervision_of(config.train),
+        config.train,
+        config.parallel,
+    )
+    sources = []
+    for part in parts:
+        degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+        layout = plan_layout(stage.name, part.samples, payload["world"], train.micro_batch, *degrees)
+        lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
+        check_divisible(stage.name, layout, model.heads, lengths)
+        data = dataset.split(part.bucket, "train", config.seed)
+        draws = Draws(config.seed, Shape(part.bucket, part.frames, part.tokens), len(data), model, supervision, disturbance_of(train))
+        sources.append(Source(draws, data, part.samples, layout, part.weight))
+    held_out = dataset.split(parts[0].bucket, "held_out", config.seed)
     return StageTask(
         stage=stage,
-        train=config.train,
-        layout=plan_layout(stage.name, samples, payload["world"], config.train.micro_batch, config.parallel.zero),
+        train=train,
+        layout=replace(sources[0].layout, accumulation=sum(source.layout.accumulation for source in sources)),
         rank=payload["rank"],
         generation=payload["generation"],
-        samples=samples,
         device=device,
         model=model,
-        data=data,
-        draws=Draws(config.seed, shape, len(data), model, supervision),
+        sources=tuple(sources),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, shape, len(held_out), model, supervision, "held_out"),
+        held_out_draws=Draws(config.seed, sources[0].draws.shape, len(held_out), model, supervision, purpose="held_out"),
     )
 
 
@@ -129,7 +139,7 @@ def commit(
     own = None
     if engine.layout.zero or task.rank == 0:  # without ZeRO every rank holds the same
         path = folder / f"rank-{task.rank:05d}.safetensors"
-        store.save_fragments(path, engine.fragments())
+        store.save_fragments(path, engine.named_fragments())
         own = commits.file_record(path)
     dist.all_gather_object(records, own)
     if journal:

@@ -93,7 +93,12 @@ RUN = Board(
             "Generated frames against the truth once the run samples, beside what repeating the given frame gives.",
             "dB",
             (shown("sample_psnr_decibels"), "{{run}} {{video}}"),
-            width=24,
+        ),
+        lines(
+            "Loss by bucket",
+            "Training loss of the stage's own bucket, and of earlier stages' where they are mixed in.",
+            "none",
+            (shown("source_loss"), "{{run}} {{source}}"),
         ),
     ),
 )
