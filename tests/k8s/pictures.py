@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from k8s.generate.boards import BOARDS
 from k8s.generate.panels import Board, Panel
 
+from .matrix import CHART
 from .services import Prometheus
 
 INK, PAPER, GRID = "#d8d9da", "#181b1f", "#2c3235"
@@ -134,3 +138,19 @@ def written(value: float, unit: str) -> str:
         return f"{value / 2**20:,.0f} MiB" + ("/s" if unit == "Bps" else "")
     suffix = {"s": " s", "dB": " dB", "percent": " %"}.get(unit, "")
     return f"{value:.3g}{suffix}" if abs(value) < 1000 else f"{value:,.0f}{suffix}"
+
+
+def main(folder: Path) -> None:
+    """Live through the story and draw every dashboard into `folder`."""
+    import helm_python
+
+    from .story import expressions, story
+
+    programs = tuple(str(shutil.which(name)) for name in ("prometheus", "prometheus-alertmanager"))
+    with story(helm_python.Chart.load(str(CHART)), (programs[0], programs[1])) as told:
+        for board in BOARDS:
+            print(draw(board, told.prometheus, expressions, (told.start, told.end), folder))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
