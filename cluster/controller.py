@@ -74,7 +74,8 @@ def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | N
         instruments.encoding(progress.done, progress.total, progress.clips)
 
     with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD, threads=cpus)
+        preload = [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD
+        seats = make_seats(workers, cpus, preload, threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"

@@ -182,10 +182,10 @@ def _context() -> multiprocessing.context.ForkServerContext:
 class Seats(Sequence[ActorHandle]):
     """Seat actors in one placement group; indexed by place, which is not the rank (a generation may use a few)."""
 
-    def __init__(self, count: int, cpus: float, group: PlacementGroup, preload: list[str], threads: int) -> None:
+    def __init__(self, count: int, resources: dict[str, float], group: PlacementGroup, preload: list[str], threads: int) -> None:
         self._group = group
         self._actor: Any = ray.remote(Seat)
-        self._cpus = cpus
+        self._resources = {f"num_{name.lower()}s": number for name, number in resources.items()}
         self._arguments = (preload, threads)
         self._handles = [self._make(place) for place in range(count)]
 
@@ -216,21 +216,23 @@ class Seats(Sequence[ActorHandle]):
 
     def _make(self, place: int) -> ActorHandle:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
-        options = {"num_cpus": self._cpus, "max_concurrency": 4, "scheduling_strategy": where}
-        return self._actor.options(**options).remote(*self._arguments)
+        return self._actor.options(**self._resources, max_concurrency=4, scheduling_strategy=where).remote(*self._arguments)
 
 
-def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, timeout: float = 30.0) -> Seats:
+def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, gpus_per_seat: int = 0, timeout: float = 30.0) -> Seats:
     """Seats, packed on as few nodes as possible, that import `preload` in the background.
 
     Raises UserError when the cluster cannot hold them within `timeout` seconds.
     """
-    group = placement_group([{"CPU": cpus_per_seat}] * count, strategy="PACK")
+    wanted = {"CPU": cpus_per_seat} | ({"GPU": gpus_per_seat} if gpus_per_seat else {})
+    group = placement_group([wanted] * count, strategy="PACK")
     if not group.wait(timeout):
         remove_placement_group(group)
-        free, total = (resources().get("CPU", 0) for resources in (ray.available_resources, ray.cluster_resources))
+        free, total = ray.available_resources(), ray.cluster_resources()
+        needed = " and ".join(f"{count} x {number:g} {name}s" for name, number in wanted.items())
+        there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g}" for name in wanted)
         raise UserError(
-            f"cluster.workers={count} needs {count} x {cpus_per_seat:g} CPUs, but Ray has {free:g} of {total:g} free: "
+            f"cluster.workers={count} needs {needed}, but Ray has {there} free: "
             "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
         )
-    return Seats(count, cpus_per_seat, group, preload, threads)
+    return Seats(count, wanted, group, preload, threads)

@@ -58,6 +58,7 @@ class ModelSection(Section):
 class ClusterSection(Section):
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
 
 

@@ -141,6 +141,17 @@ def test_every_value_is_explained() -> None:
     assert unexplained == set()
 
 
+def test_the_run_asks_for_what_the_train_pool_holds(chart: Any) -> None:
+    def entrypoint(pool: dict[str, Any]) -> str:
+        rendered = objects(chart, {"pools": {"train": pool}})
+        return next(thing for thing in rendered if thing["kind"] == "RayJob")["spec"]["entrypoint"]
+
+    on_cpu = entrypoint({"cpu": "4", "minReplicas": 2})
+    on_gpu = entrypoint({"cpu": "64", "minReplicas": 3, "maxReplicas": 3, "gpus": 8})
+    assert "cluster.workers=2 cluster.cpus_per_worker=4 metrics" in on_cpu
+    assert "cluster.workers=24 cluster.cpus_per_worker=8 cluster.gpus_per_worker=1" in on_gpu
+
+
 def test_workers_get_time_to_stop_and_a_retry_finds_the_same_run(chart: Any) -> None:
     for values in RENDERINGS.values():
         rendered = objects(chart, values)

@@ -60,6 +60,7 @@ yunikorn.apache.org/queue: {{ $queue }}
 {{- with .Values.run.captions }}{{ $words = append $words (printf "data.captions=%s" .) }}{{ end -}}
 {{- $words = append $words (printf "cluster.workers=%d" (mul (int $train.minReplicas) $seats)) -}}
 {{- $words = append $words (printf "cluster.cpus_per_worker=%d" $cpus) -}}
+{{- if $train.gpus }}{{ $words = append $words "cluster.gpus_per_worker=1" }}{{ end -}}
 {{- $words = append $words (printf "metrics.port=%d" (int .Values.monitoring.port)) -}}
 {{- $words = append $words "metrics.host=0.0.0.0" -}}
 {{- range $key, $value := .Values.run.overrides }}{{ $words = append $words (printf "%s=%v" $key $value) }}{{ end -}}
