@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-PATIENCE = 120.0
+PATIENCE = 180.0
 
 
 def free_port() -> int:

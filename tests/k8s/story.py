@@ -91,7 +91,7 @@ def story(chart: Any, programs: tuple[str, str]) -> Iterator[Story]:
 def play(job: dict[str, Any], ray: RayHead, watching: Prometheus, folder: Path, run: Path, start: float) -> Story:
     environment = yaml.safe_load(job["runtimeEnvYAML"])
     ray.submit(job["entrypoint"], environment, "first")
-    wait_for(lambda: reached(run, 6), "step 6", 180)
+    wait_for(lambda: reached(run, 6), "step 6", 300)
     stopped = trainer_of(run, rank=1)
     os.kill(stopped, signal.SIGSTOP)  # a hung rank: its peer waits in a collective, nobody makes a step
     try:
@@ -106,7 +106,7 @@ def play(job: dict[str, Any], ray: RayHead, watching: Prometheus, folder: Path, 
     os.kill(owner(run), signal.SIGKILL)  # the head's process that steers the run
     wait_for(lambda: ended(ray, "first"), "the first job's end")
     ray.submit(job["entrypoint"], environment, "third")
-    wait_for(lambda: ended(ray, "third"), "the third job's end", 240)
+    wait_for(lambda: ended(ray, "third"), "the third job's end", 300)
     log = ray.logs("third")
     return Story(
         folder,

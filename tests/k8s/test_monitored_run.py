@@ -20,6 +20,7 @@ from .pictures import draw
 from .story import SECRETS, STEPS, TOKEN, Story, expressions
 from .story import story as told
 
+pytestmark = pytest.mark.timeout(600)  # the story counts as the first test's
 PANELS = [(board.name, panel) for board in BOARDS for panel in board.panels]
 
 

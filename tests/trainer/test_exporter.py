@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.exporter import Endpoint, Pool
+from trainer.exporter import Endpoint, Pool, serving
 from trainer.instruments import RunInstruments, pulse
 from trainer.meter import Meter
 from trainer.metrics import LABEL_VALUES, METRICS
@@ -114,6 +114,26 @@ def test_what_is_not_declared_or_not_from_here_is_not_published(port: int, endpo
     assert {name for name, _ in scrape(port)} == {"videomar_run_step", "videomar_exporter_processes"}
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/else", timeout=5)
+
+
+def test_a_scraper_that_hangs_holds_up_neither_a_step_nor_another_scrape(port: int, endpoints: Callable[[Meter], Endpoint]) -> None:
+    run = RunInstruments(Meter("run"), STAGES)
+    endpoints(run.meter)
+    until(port, ("videomar_run_stages", ("run",)), 2)
+    with socket.create_connection(("127.0.0.1", port)) as hanging, socket.create_connection(("127.0.0.1", port)) as deaf:
+        hanging.sendall(b"GET /metrics HTTP/1.1\r\n")  # and never the end of the request
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")  # and never reads the answer
+        for number in range(1, 6):
+            run.step(step(number), number)
+            assert scrape(port)["videomar_run_step", ("run",)] == number
+
+
+def test_without_a_port_there_is_no_endpoint(port: int) -> None:
+    with serving(Meter("run"), "127.0.0.1", None):
+        assert scrape(port) == {}
+    with serving(Meter("run"), "127.0.0.1", port):
+        until(port, ("videomar_exporter_processes", ("run",)), 1)
+    assert scrape(port) == {}
 
 
 def test_a_step_costs_at_most_a_fifth_of_a_millisecond_of_cpu() -> None:
