@@ -7,7 +7,7 @@ from typing import Any
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import BigValueGraphMode, BigValueTextMode, LineInterpolation, StackingMode
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, GridPos, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, DataSourceRef, GridPos, VariableRefresh
 
 from k8s.generate.panels import Board, Panel
 
@@ -29,7 +29,7 @@ def encode(board: Board) -> str:
         .with_variable(choice("run", 'label_values(videomar_run_state{namespace=~"$namespace"}, run)'))
         .with_variable(choice("rank", 'label_values(videomar_rank_step_seconds{run=~"$run"}, rank)'))
         .link(
-            dashboard.DashboardLink("videomar").tags(["videomar"]).type("dashboards").as_dropdown(True).keep_time(True).include_vars(True)
+            dashboard.DashboardLink("videomar").tags(["videomar"]).type(DashboardLinkType.DASHBOARDS).as_dropdown(True).keep_time(True).include_vars(True)
         )
     )
     for panel in board.panels:
