@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from trainer.meter import BY_NAME, Meter
+from trainer.meter import BY_NAME, Meter, Series
 from trainer.metrics import PREFIX
 
 PUSH_SECONDS = 1.0
@@ -35,23 +35,29 @@ class Pool:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._guests: dict[str, tuple[float, str, list[Any]]] = {}
+        self._guests: dict[str, tuple[float, str, list[Series]]] = {}
 
     def take(self, source: str, run: str, series: list[Any]) -> None:
-        """A process's series; they replace those it pushed before."""
-        self._guests[source] = (time.monotonic(), run, series)
+        """A process's series; they replace those it pushed before. TypeError or ValueError when they are none."""
+        read = [(str(name), tuple(map(str, labels)), float(value)) for name, labels, value in series]
+        self._guests = {known: told for known, told in self._guests.items() if self._present(told)} | {
+            str(source): (time.monotonic(), str(run), read)
+        }
 
     def samples(self) -> list[Sample]:
         """One value per series: where two processes have it, the one that spoke last is right (a rank moves to another seat)."""
-        now = time.monotonic()
-        heard = sorted((guest for guest in list(self._guests.values()) if now - guest[0] < FORGET_SECONDS), key=lambda guest: guest[0])
+        heard = sorted(filter(self._present, self._guests.values()), key=lambda told: told[0])
         merged = {
-            (run, name, tuple(labels)): value
+            (run, name, labels): value
             for run, series in [(self._meter.run, self._meter.series()), *((run, series) for _, run, series in heard)]
             for name, labels, value in series
         }
         merged[self._meter.run, "exporter_processes", ()] = 1.0 + len(heard)
         return [(*key, value) for key, value in merged.items()]
+
+    @staticmethod
+    def _present(told: tuple[float, str, list[Series]]) -> bool:
+        return time.monotonic() - told[0] < FORGET_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus's families, of the samples."""
@@ -140,6 +146,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    timeout = 30.0  # seconds that a client may leave a request unfinished
 
     def do_GET(self) -> None:
         if self.path == "/metrics":

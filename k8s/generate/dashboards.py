@@ -29,7 +29,12 @@ def encode(board: Board) -> str:
         .with_variable(choice("run", 'label_values(videomar_run_state{namespace=~"$namespace"}, run)'))
         .with_variable(choice("rank", 'label_values(videomar_rank_step_seconds{run=~"$run"}, rank)'))
         .link(
-            dashboard.DashboardLink("videomar").tags(["videomar"]).type(DashboardLinkType.DASHBOARDS).as_dropdown(True).keep_time(True).include_vars(True)
+            dashboard.DashboardLink("videomar")
+            .tags(["videomar"])
+            .type(DashboardLinkType.DASHBOARDS)
+            .as_dropdown(True)
+            .keep_time(True)
+            .include_vars(True)
         )
     )
     for panel in board.panels:

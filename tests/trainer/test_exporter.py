@@ -106,7 +106,7 @@ def test_what_is_not_declared_or_not_from_here_is_not_published(port: int, endpo
     meter.set("run_step", 1)
     endpoints(meter)
     until(port, ("videomar_run_step", ("run",)), 1)
-    for body in (b"not json", b'{"source": 1}'):
+    for body in (b"not json", b'{"source": 1}', b'{"source": "x", "run": "run", "series": [["loss", ["a"], "much"]]}'):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/push", body, timeout=5)
     pushed = b'{"source": "x", "run": "run", "series": [["made_up", [], 1.0], ["loss", [], 1.0]]}'
