@@ -27,6 +27,7 @@ from trainer.metrics import PREFIX
 PUSH_SECONDS = 1.0
 PUSH_TIMEOUT = 5.0
 FORGET_SECONDS = 10.0  # after which a process that no longer pushes is gone
+LINGER_SECONDS = 30.0  # that a run waits at its end for a scrape; above the usual interval
 PUSH_LIMIT = 1 << 20  # bytes
 Sample = tuple[str, str, tuple[str, ...], float]  # (run, name, label values, value)
 
@@ -90,6 +91,13 @@ class Endpoint:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
+    def linger(self) -> None:
+        """If somebody scrapes here, wait for them to come once more: a run's last values are nowhere else."""
+        if self._server and (seen := self._server.scrapes):
+            deadline = time.monotonic() + LINGER_SECONDS
+            while self._server.scrapes == seen and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     def close(self) -> None:
         self._closed.set()
         self._thread.join(PUSH_TIMEOUT + PUSH_SECONDS)
@@ -123,10 +131,12 @@ class Endpoint:
 
 @contextlib.contextmanager
 def serving(meter: Meter, host: str, port: int | None) -> Iterator[None]:
-    """The meter's endpoint for the length of a `with` block, if there is a port for it."""
+    """The meter's endpoint for the length of a `with` block, if there is a port for it; after a good end until its last scrape."""
     endpoint = Endpoint(meter, host, port) if port else None
     try:
         yield
+        if endpoint:
+            endpoint.linger()
     finally:
         if endpoint:
             endpoint.close()
@@ -139,7 +149,7 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = True
 
     def __init__(self, address: tuple[str, int], pool: Pool) -> None:
-        self.pool = pool
+        self.pool, self.scrapes = pool, 0
         self.registry = CollectorRegistry()
         self.registry.register(pool)
         super().__init__(address, Handler)
@@ -157,6 +167,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/metrics":
             self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self.server.registry))
+            self.server.scrapes += 1
         elif self.path == "/healthz":
             self._answer(200, "text/plain", b"ok\n")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -133,6 +134,18 @@ def test_without_a_port_there_is_no_endpoint(port: int) -> None:
         assert scrape(port) == {}
     with serving(Meter("run"), "127.0.0.1", port):
         until(port, ("videomar_exporter_processes", ("run",)), 1)
+    assert scrape(port) == {}
+
+
+def test_a_run_that_is_scraped_waits_at_its_end_for_its_last_values_to_be_seen(port: int) -> None:
+    meter, seen = Meter("run"), list[float | None]()
+    scraper = threading.Timer(0.5, lambda: seen.append(scrape(port).get(("videomar_run_step", ("run",)))))
+    with serving(meter, "127.0.0.1", port):
+        until(port, ("videomar_exporter_processes", ("run",)), 1)
+        meter.set("run_step", 9)
+        scraper.start()
+    scraper.join()
+    assert seen == [9]
     assert scrape(port) == {}
 
 
