@@ -40,7 +40,7 @@ def test_the_base_is_pinned_to_a_patch_version_and_every_stage_has_a_name() -> N
 def test_a_target_runs_as_a_user_and_starts_the_command_line(target: str) -> None:
     stage = STAGES[target]
     names = [name for name, _ in stage]
-    assert dict(stage)["USER"] == "1000:1000"
+    assert dict(stage)["USER"] == "10001:10001"
     assert names.index("USER") > max(index for index, name in enumerate(names) if name in ("RUN", "COPY"))
     assert dict(stage)["CMD"].startswith("[")
     assert "ENTRYPOINT" not in names  # KubeRay starts pods with its own command
