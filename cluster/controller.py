@@ -5,21 +5,22 @@ A generation's end, whatever its reason, leads to the same three lines: draw the
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import dataset as datasets
-from cluster import generation, run_folder, session, summary
+from cluster import generation, run_folder, session, summary, torchrun
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
-from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
 from trainer import events, lease, weights
-from trainer.checkpoint.commit import Commit, resume_point
+from trainer.checkpoint.commit import Commit, check_ids, resume_point
+from trainer.checkpoint.files import is_sound
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
 from trainer.exporter import serving
@@ -47,6 +48,8 @@ class RunFailed(Exception):
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
     config, terminal = weights.resolved(configs.load(arguments)), Terminal()
+    if config.cluster.launcher == "torchrun":
+        return torchrun.command(config, environment)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     run_folder.check(config, inside_job)
     spec = datasets.encode_spec(config)
@@ -110,6 +113,8 @@ class Run:
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
         self.stage_step = 0
+        self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
+        self.passed_over: set[str] = set()
 
     def to_the_end(self) -> None:
         """All stages, then the samples and the report."""
@@ -125,13 +130,16 @@ class Run:
             self.terminal.say(line)
 
     def resume_point(self) -> Commit | None:
-        """The commit to go on from. Raises UserError when it was made on other data."""
-        found = resume_point(self.folder)
-        if found and found.dataset != self.dataset.id:
-            raise UserError(
-                f"{self.folder} was trained on another data set than {self.dataset.folder}: "
-                "the videos or the libraries that encode them have changed; choose another run.name"
-            )
+        """The commit to go on from; says which newer ones cannot be. Raises UserError when it was made of other data."""
+        point = resume_point(self.folder, self.is_sound)
+        for folder, reason in point.passed_over:
+            if folder not in self.passed_over:
+                self.terminal.say(f"commit {folder} is passed over: {reason}")
+                events.record(self.folder, "passed_over", commit=folder, reason=reason)
+        self.passed_over |= {folder for folder, _ in point.passed_over}
+        found = point.commit
+        if found:
+            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
         return found
 
     def state(self) -> RunState:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import fields
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
 from trainer.curriculum import Mix, Promotion, Stage
+from trainer.guard import GuardRule
+from trainer.sections import InitSection, LoraSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
 
 
 class RunSection(Section):
@@ -56,6 +54,7 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
@@ -77,26 +76,9 @@ class ParallelSection(Section):
         return self
 
 
-class InitSection(Section):
-    """Weights to start from instead of random ones."""
-
-    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
-    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
-    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
-    strict: bool = True  # false: start with the tensors that fit, whatever else differs
-
-
-class LoraSection(Section):
-    """Train low-rank adapters of linear layers, and nothing else."""
-
-    rank: int = Field(0, ge=0)  # 0: none
-    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
-    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
-
-
 class TrainSection(Section):
     init: InitSection = InitSection()
-    freeze: list[str] = []  # globs of the names of parameters that are not trained
+    freeze: list[str] = Field([])  # globs of the names of parameters that are not trained
     lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
@@ -114,8 +96,9 @@ class TrainSection(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
-    commit_every: int = Field(50, ge=1)  # optimiser steps
-    keep_commits: int = Field(2, ge=1)
+    commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
+    permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
+    keep_commits: int = Field(8, ge=1)  # permanent ones
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
@@ -125,6 +108,15 @@ class TrainSection(Section):
         if self.block > 1 and self.supervision == "one_frame":
             raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
         return self
+
+
+class ProfileSection(Section):
+    steps: str | None = Field(None, pattern=r"^\d+\.\.\d+$")  # e.g. 20..25: a trace of these steps by every rank
+
+    @property
+    def range(self) -> range:
+        first, _, last = (self.steps or "1..0").partition("..")
+        return range(int(first), int(last) + 1)
 
 
 class CurriculumSection(Section):
@@ -140,7 +132,7 @@ class SampleSection(Section):
     window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
     context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
     context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
-    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
+    conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class MetricsSection(Section):
@@ -159,6 +151,8 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
+    guard: GuardRule = GuardRule()
+    profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
     metrics: MetricsSection = MetricsSection()
@@ -179,7 +173,8 @@ class RunConfig(Section):
         return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
 
 
-# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
 FREE_KEYS = (
     "run.root",
     "cluster",
@@ -193,8 +188,11 @@ FREE_KEYS = (
     "train.checkpointing",
     "train.compile",
     "train.commit_every",
+    "train.permanent_every",
     "train.keep_commits",
     "train.max_restarts",
+    "guard",
+    "profile",
     "sample",
     "metrics",
     "data.root",
@@ -272,6 +270,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
         keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
+        elif is_dataclass(field.annotation):
+            keys += [f"{prefix}{name}.{part.name}" for part in fields(field.annotation)]
     return keys
 
 
@@ -305,15 +305,23 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        dotted = prefix + key
-        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            if found := first_difference(old[key], new[key], dotted + "."):
-                return found
-            continue
-        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
-    return None
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

@@ -100,6 +100,7 @@ class RunInstruments:
         if told["grad_norm"] is not None:
             meter.set("gradient_norm", told["grad_norm"])
         meter.set("model_flops_utilization_ratio", told["mfu"])
+        meter.set("attention_recompiles", told["recompiles"])
         meter.add("steps_total", 1)
         meter.add("skipped_steps_total", told["skipped"])
         meter.add("tokens_total", told["tokens"])
@@ -125,6 +126,7 @@ class RunInstruments:
         elif kind == "commit":
             meter.add("commits_total", 1)
             meter.set("commit_seconds", told["seconds"])
+            meter.set("commit_bytes", told["bytes"])
             meter.set("last_commit_timestamp_seconds", self._now())
         elif kind == "promotion":
             meter.add("promotions_total", 1)

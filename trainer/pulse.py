@@ -12,28 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.journal import Journal, Silence
 from trainer.metrics import StepMetrics
 
 
 class Pulse:
-    """Times the training forwards of `model` and sends one message per step. Of all that a rank does they alone wait for no peer
-    under data parallelism, so that a slow device shows on its own rank."""
+    """Tells what `told` tells, and with every step this rank's own message: the training forwards of `model`, timed. Of all that a
+    rank does they alone wait for no peer under data parallelism, so that a slow device shows on its own rank."""
 
-    def __init__(self, model: nn.Module, device: torch.device, rank: int, report: Callable[[dict[str, Any]], None]) -> None:
-        self._device, self._rank, self._report = device, rank, report
+    def __init__(
+        self, told: Journal | Silence, model: nn.Module, device: torch.device, rank: int, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.event, self.promise = told.event, told.promise
+        self._told, self._device, self._rank, self._report = told, device, rank, report
         self._begun: Any = None
         self._spans: list[tuple[Any, Any]] = []
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after)
 
-    def after(self, publish: Callable[[StepMetrics], None]) -> Callable[[StepMetrics], None]:
-        """`publish`, followed by this rank's message."""
-
-        def both(metrics: StepMetrics) -> None:
-            publish(metrics)
-            self._send(metrics)
-
-        return both
+    def step(self, metrics: StepMetrics) -> None:
+        self._told.step(metrics)
+        self._send(metrics)
 
     def _send(self, metrics: StepMetrics) -> None:
         spans, self._spans = self._spans, []

@@ -168,7 +168,12 @@ PERFORMANCE = Board(
             "Peak of the device, or of the process on CPU.",
             "bytes",
             (shown("rank_memory_bytes"), "{{run}} rank {{rank}}"),
-            width=24,
+        ),
+        lines(
+            "Kernels compiled",
+            "Attention kernels of this generation: more than one per bucket and rule means that shapes change. 0 on CPU.",
+            "none",
+            (shown("attention_recompiles"), "{{run}}"),
         ),
     ),
 )
@@ -208,6 +213,7 @@ CURRICULUM = Board(
             kind="stack",
         ),
         lines("Age of the last commit", "What a failure would lose now.", "s", (AGE, "{{run}}"), width=8),
+        lines("Size of a commit", "All ranks' files of the last commit.", "bytes", (shown("commit_bytes"), "{{run}}"), width=8),
         lines("Seconds per commit", "From the first byte to the marker.", "s", (shown("commit_seconds"), "{{run}}"), width=8),
         lines(
             "Commits and promotions",
@@ -224,7 +230,8 @@ CURRICULUM = Board(
             "none",
             (shown("recomputed_steps_total"), "{{run}}"),
             kind="steps",
+            width=8,
         ),
-        lines("Generations", "Process groups started, in all.", "none", (shown("generations_total"), "{{run}}"), kind="steps"),
+        lines("Generations", "Process groups started, in all.", "none", (shown("generations_total"), "{{run}}"), kind="steps", width=8),
     ),
 )

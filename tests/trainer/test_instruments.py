@@ -29,7 +29,7 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
     told = {"step": number, "stage": "short", "loss": 1.0, "loss_by_frame": [None, 1.5], "grad_norm": 0.5, "lr": 1e-3, "epoch": 0}
     told |= {"tokens": 256, "supervised_tokens": 100, "world_size": 2, "generation": 1, "dp": 2, "tp": 1, "sp": 1, "zero": 1}
     told |= {"micro_batch": 4, "step_seconds": 1.0, "data_seconds": 0.25, "checkpoint_seconds": 0.0, "mfu": 0.0, "skipped": False}
-    return told | {"samples_consumed": number * 8, "loss_by_source": {"5x32x32": 1.0}} | changes
+    return told | {"samples_consumed": number * 8, "loss_by_source": {"5x32x32": 1.0}, "recompiles": 0} | changes
 
 
 def instruments() -> tuple[RunInstruments, Clock]:
@@ -95,7 +95,7 @@ def test_commits_and_promotions_are_counted_with_their_time() -> None:
     run.event("layout", {"step": 0, "recomputed": 0, "accumulation": 1})
     assert value(run, "commits_total") == 0
     clock.time += 30
-    run.event("commit", {"step": 2, "seconds": 0.5})
+    run.event("commit", {"step": 2, "seconds": 0.5, "bytes": 7})
     run.event("promotion", {"step": 4})
     assert (value(run, "commits_total"), value(run, "commit_seconds"), value(run, "last_commit_timestamp_seconds")) == (1, 0.5, 1030.0)
     assert value(run, "promotions_total") == 1
