@@ -57,6 +57,7 @@ class ClusterSection(Section):
     launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
 
 
@@ -134,6 +135,11 @@ class SampleSection(Section):
     conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
+class MetricsSection(Section):
+    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
+    host: str = "127.0.0.1"  # the address it listens at
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -149,6 +155,7 @@ class RunConfig(Section):
     profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def samples_tell_what_was_trained(self) -> RunConfig:
@@ -187,6 +194,7 @@ FREE_KEYS = (
     "guard",
     "profile",
     "sample",
+    "metrics",
     "data.root",
 )
 

@@ -38,6 +38,7 @@ from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import plan_layout
+from trainer.pulse import Pulse
 from trainer.sizing import model_of
 from trainer.task import StageTask
 from trainer.trace import StepTrace
@@ -73,7 +74,9 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
-    told = journal or Silence()
+    told: Journal | Silence | Pulse = journal or Silence()
+    if config.metrics.port:
+        told = Pulse(told, model, device, task.rank, report)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
     try:
         run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
