@@ -17,6 +17,7 @@ import safetensors
 
 from data_pipeline import storage
 from data_pipeline.errors import UserError
+from data_pipeline.storage import Location
 
 INDEX_SCHEMA = 1
 PARTS = {"latent": "latent.safetensors", "text": "text.safetensors", "meta": "json"}
@@ -47,7 +48,7 @@ class ShardEntry:
     sha256: str
 
 
-def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardEntry:
+def write_shard(folder: Location, name: str, samples: Iterable[Sample]) -> ShardEntry:
     """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes.
 
     A crash between the two leaves a tar without index or, over an older shard, an index whose size or checksum differs.
@@ -66,11 +67,11 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardEntr
     return ShardEntry(folder.name, name, len(members), size, sha256)
 
 
-def is_intact(folder: Path, entry: ShardEntry) -> bool:
+def is_intact(folder: Location, entry: ShardEntry) -> bool:
     """Whether the tar on disk has the size that was committed, and its index names that very tar."""
     path = folder / entry.bucket / f"{entry.name}.tar"
     index = _read_index(path)
-    return path.is_file() and path.stat().st_size == entry.bytes and index.get("sha256") == entry.sha256
+    return storage.size(path) == entry.bytes and index.get("sha256") == entry.sha256
 
 
 class ShardReader:
@@ -146,10 +147,10 @@ def _unpack(data: bytes) -> np.ndarray:
     return from_bfloat16(np.frombuffer(tensor["data"], np.uint16)).reshape(tensor["shape"])
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Location) -> dict[str, Any]:
     """The index beside a tar, or {} when it is missing or of no use."""
     try:
-        index = json.loads(path.with_suffix(".idx").read_bytes())
+        index = json.loads(storage.read_bytes(path.with_suffix(".idx")))
     except (OSError, ValueError):
         return {}
     return index if index.get("schema") == INDEX_SCHEMA else {}
