@@ -134,6 +134,25 @@ def download(path: Location, target: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
+@contextmanager
+def local_copy(path: Location) -> Iterator[Path]:
+    """The local file itself, or a temporary copy of the one in S3."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="videomar-get-") as folder:
+        s3.download(path, Path(folder) / path.name)
+        yield Path(folder) / path.name
+
+
+def copy_tree(source: Location, target: Location, last: str) -> None:
+    """Copies all files below a folder, between disk and S3 in either direction; the file named `last` makes the copy complete."""
+    for path, _ in sorted(list_files(source), key=lambda found: (found[0].name == last, str(found[0]))):
+        name = str(path)[len(str(source)) :].lstrip("/")
+        with local_copy(path) as copy, atomic(target / name) as temporary:
+            shutil.copyfile(copy, temporary)
+
+
 def delete(path: Location) -> None:
     """Removes a file; one that is not there is no error."""
     if isinstance(path, S3Path):
