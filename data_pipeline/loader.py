@@ -50,11 +50,7 @@ class Dataset:
     @cached_property
     def tokenizer(self) -> VideoTokenizer:
         """Raises UserError when the folder's tokenizer is not the one its latents were made with."""
-        with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
-            folder = self.folder / TOKENIZER_FOLDER
-            if isinstance(folder, S3Path):
-                storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
-            tokenizer = load_tokenizer(copy if isinstance(folder, S3Path) else folder)
+        tokenizer = tokenizer_at(self.folder / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
@@ -154,6 +150,15 @@ class MixedBatches:
         bucket, before = self.mixture.at(step)
         size = self.sizes[bucket]
         return self.sets[bucket], range(before * size, (before + 1) * size)
+
+
+def tokenizer_at(folder: Location) -> VideoTokenizer:
+    """The tokenizer saved in a folder on a disk or in S3. Raises UserError naming the file that is missing or of an unknown kind."""
+    if not isinstance(folder, S3Path):
+        return load_tokenizer(folder)
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
+        storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
+        return load_tokenizer(copy)
 
 
 def open_dataset(folder: str | Location, cache: ShardCache | None = None) -> Dataset:
