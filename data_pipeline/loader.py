@@ -107,12 +107,15 @@ class SampleSet:
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
+        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
+        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
         by_shard: dict[int, list[int]] = {}
         for item, (shard, _) in enumerate(places):
             by_shard.setdefault(shard, []).append(item)
         for shard, items in by_shard.items():
             for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
-                latents[item] = self._dataset.normalise(np.moveaxis(unpack(parts["latent"]), 1, -1))
+                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
+                latents[item] = np.divide(exact, scale, out=exact)
                 vectors = unpack(parts["text"])
                 lengths[item] = len(vectors)
                 text[item, : len(vectors)] = vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -37,7 +40,9 @@ class SyntheticSection(Section):
 class DataSection(Section):
     videos: str | None = None  # folder of videos; none: synthetic moving shapes
     captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     latent_channels: int = Field(16, ge=1)
@@ -118,8 +123,13 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
@@ -135,6 +145,8 @@ FREE_KEYS = (
     "train.max_restarts",
     "sample",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 

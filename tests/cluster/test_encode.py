@@ -11,10 +11,11 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import encode_pool
 from cluster.encode import IncompleteError, Progress, encode_dataset, is_hopeless
 from cluster.encode_actors import Decoder, Encoder
-from cluster.encode_pool import EncodePool
-from cluster.encode_scaling import limits_of
+from cluster.encode_pool import EncodePool, PoolState
+from cluster.encode_scaling import Limits, Sizes, limits_of
 from cluster.session import REPOSITORY
 from data_pipeline import encode, storage
 from data_pipeline.buckets import Bucket
@@ -244,6 +245,28 @@ def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: 
     assert len(written) == seen[-1].done < 200
     assert sorted(path.stem for path in (tmp_path / "5x32x32").glob("*.tar")) == [f"shard-{int(name, 16):06d}" for name in sorted(written)]
     assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_pool, "SCALE_SECONDS", 0.0)
+    decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
+    many = {index: (Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)), "work") for index in range(150)}
+    cluster = [limits_of(1, 0)]
+    pool = EncodePool(
+        many, lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: cluster[-1], is_hopeless
+    )
+    seen: list[PoolState] = []
+
+    def change(state: PoolState) -> None:
+        """First one more CPU, then two fewer."""
+        seen.append(state)
+        cluster.append(Limits((3, 3), (2, 2)) if 50 < len(state.records) < 100 else Limits((1, 1), (1, 1)))
+
+    monkeypatch.setattr(encode_pool, "WAIT_SECONDS", 0.01)
+    pool.run(change)
+    assert len(pool.records) == 150
+    assert not pool.failures
+    assert {Sizes(3, 2), Sizes(1, 1)} <= {state.sizes for state in seen}
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1e6))
