@@ -142,8 +142,9 @@ def train_stage(config: RunConfig, world: World, found: dict[str, Any], terminal
 
     def report(message: dict[str, Any]) -> None:
         nonlocal steps
-        steps += 1
-        terminal.show(line.text(message, steps))
+        if message["kind"] == "step":
+            steps += 1
+            terminal.show(line.text(message, steps))
 
     group = {"rank": world.rank, "world": world.size, "local_rank": world.local_rank, "threads": config.cluster.cpus_per_worker}
     store = dist.PrefixStore(f"generation/{found['generation']}", world.store)
