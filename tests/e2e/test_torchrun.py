@@ -26,16 +26,16 @@ def torchrun(processes: int, arguments: list[str], folder: Path) -> subprocess.C
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_torchrun_does_the_whole_job_in_a_tensor_parallel_layout_and_goes_on_in_another(tmp_path: Path) -> None:
-    done = torchrun(2, ["parallel.tp=2", "parallel.megatron_sp=true"], tmp_path)
+def test_torchrun_does_the_whole_job_and_a_second_start_finds_it_done(tmp_path: Path) -> None:
+    done = torchrun(2, ["parallel.sp=2", "parallel.zero=3"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "toy"
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert {(line["dp"], line["tp"], line["world_size"]) for line in lines} == {(1, 2, 2)}
+    assert {(line["dp"], line["sp"], line["zero"], line["world_size"]) for line in lines} == {(1, 2, 3, 2)}
     assert (run / "report.html").exists()
     assert [event["event"] for event in read_events(run)].count("promotion") == 3
-    again = torchrun(2, ["parallel.sp=2"], tmp_path)
+    again = torchrun(2, ["parallel.tp=2", "parallel.megatron_sp=true"], tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(read_metrics(run)) == STEPS, "a finished run has nothing left to train"
 
@@ -50,6 +50,7 @@ def test_without_torchrun_the_launcher_is_refused_in_one_line(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.e2e
 def test_a_bad_degree_stops_every_process_with_the_line_of_the_first(tmp_path: Path) -> None:
     done = torchrun(2, ["parallel.tp=2", "model.heads=3", f"curriculum.stages.0.width={json.dumps(32)}"], tmp_path)
     assert done.returncode != 0
