@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import fields
+import hashlib
+import json
+import tempfile
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +15,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
+from trainer.guard import GuardRule
 from trainer.sections import InitSection, LoraSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -32,7 +38,9 @@ class SyntheticSection(Section):
 class DataSection(Section):
     videos: str | None = None  # folder of videos; none: synthetic moving shapes
     captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     latent_channels: int = Field(16, ge=1)
@@ -54,6 +62,7 @@ class ClusterSection(Section):
     launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
 
 
@@ -92,8 +101,9 @@ class TrainSection(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
-    commit_every: int = Field(50, ge=1)  # optimiser steps
-    keep_commits: int = Field(2, ge=1)
+    commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
+    permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
+    keep_commits: int = Field(8, ge=1)  # permanent ones
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
@@ -103,6 +113,15 @@ class TrainSection(Section):
         if self.block > 1 and self.supervision == "one_frame":
             raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
         return self
+
+
+class ProfileSection(Section):
+    steps: str | None = Field(None, pattern=r"^\d+\.\.\d+$")  # e.g. 20..25: a trace of these steps by every rank
+
+    @property
+    def range(self) -> range:
+        first, _, last = (self.steps or "1..0").partition("..")
+        return range(int(first), int(last) + 1)
 
 
 class CurriculumSection(Section):
@@ -121,6 +140,11 @@ class SampleSection(Section):
     conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
+class MetricsSection(Section):
+    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
+    host: str = "127.0.0.1"  # the address it listens at
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -132,8 +156,11 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
+    guard: GuardRule = GuardRule()
+    profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def samples_tell_what_was_trained(self) -> RunConfig:
@@ -147,11 +174,17 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
 
 
-# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
 FREE_KEYS = (
     "run.root",
     "cluster",
@@ -165,10 +198,16 @@ FREE_KEYS = (
     "train.checkpointing",
     "train.compile",
     "train.commit_every",
+    "train.permanent_every",
     "train.keep_commits",
     "train.max_restarts",
+    "guard",
+    "profile",
     "sample",
+    "metrics",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 
@@ -243,6 +282,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
         keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
+        elif is_dataclass(field.annotation):
+            keys += [f"{prefix}{name}.{part.name}" for part in fields(field.annotation)]
     return keys
 
 
@@ -276,15 +317,23 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        dotted = prefix + key
-        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            if found := first_difference(old[key], new[key], dotted + "."):
-                return found
-            continue
-        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
-    return None
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

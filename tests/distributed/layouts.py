@@ -25,11 +25,13 @@ from trainer.batches import MicroBatch, micro_batch
 from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
-from trainer.loop import StageTask, evaluate, load, passes, train_step
+from trainer.journal import Silence
+from trainer.loop import evaluate, load, passes, train_step
 from trainer.optimizer import parameter_groups
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import Mesh, build_mesh
 from trainer.planner import Layout
+from trainer.task import StageTask
 
 STEPS_PER_STAGE = 10
 # One pass per step, then two; 19 samples do not divide: the last micro-batch is padded.
@@ -88,7 +90,7 @@ class Trace:
 
 
 def stage_of(case: Case, dataset: Dataset, state: RunState, rank: int = 0, world: int = 1) -> StageTask:
-    return process.stage_task(case.config, dataset, state, {"rank": rank, "world": world, "generation": 1}, torch.device("cpu"))
+    return process.stage_task(case.config, dataset, state, {"rank": rank, "world": world, "generation": 1}, torch.device("cpu"), 0)
 
 
 def fresh_model(case: Case, task: StageTask) -> VideoMAR:
@@ -138,7 +140,7 @@ def train_plainly(case: Case, dataset: Dataset) -> Trace:
             loss.backward()
             trace.losses.append(float(loss.detach()))
             trace.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
-            state = state.stepped({draws.shape.bucket: source.samples}, False)
+            state = state.stepped({draws.shape.bucket: source.samples}, False, state.guard)
             if state.step in COMPARED:
                 trace.gradients[state.step] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             optimizer.step()
@@ -169,7 +171,7 @@ def train_engine(case: Case, dataset: Dataset, rank: int, mesh: Mesh, expected: 
         loaded = (load(task, model.head, request) for request in passes(task, state))
         batches = ((step, place, in_precision(batch, case.double)) for step, place, batch in loaded)
         for _ in range(steps):
-            state, metrics = train_step(task, engine, state, batches)
+            state, metrics = train_step(task, engine, state, batches, Silence())
             trace.losses.append(metrics["loss"])
             trace.norms.append(metrics["grad_norm"])
             if state.step in COMPARED:
