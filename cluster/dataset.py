@@ -38,8 +38,8 @@ class EncodeJob:
 
 
 def encode_spec(config: RunConfig) -> EncodeSpec:
-    """What the recipe asks of the encoder: one bucket per distinct stage shape. Raises UserError naming the key."""
-    shapes = {(stage.frames, stage.height, stage.width) for stage in config.curriculum.stages}
+    """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
+    shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
     data = config.data
     try:
         return EncodeSpec(

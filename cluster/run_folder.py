@@ -10,7 +10,8 @@ import yaml
 from data_pipeline.errors import UserError
 from trainer import lease
 from trainer.checkpoint.files import write_durably
-from trainer.config import RunConfig, dump, first_difference
+from trainer.config import RunConfig, dump
+from trainer.identity import first_difference
 
 CONFIG = "config.yaml"
 

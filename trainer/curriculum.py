@@ -30,6 +30,26 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """A second bucket in every step of a stage: stills (1 frame, which supervise frame 0), or the clips of an earlier stage.
+
+    share: of the step's latent tokens; weight: of one of its supervised tokens in the loss, where the stage's own have 1.
+    """
+
+    frames: int
+    height: int
+    width: int
+    share: float
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share is {self.share}: it must be above 0 and below 1")
+        if self.weight <= 0.0:
+            raise ValueError(f"weight is {self.weight}: it must be above 0")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One part of the curriculum: a bucket of video frames x height x width and the latent tokens (T * S) per optimiser step."""
 
@@ -40,6 +60,14 @@ class Stage:
     tokens_per_step: int
     promotion: Promotion
     lr_scale: float = 1.0
+    mix: tuple[Mix, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sum(mix.share for mix in self.mix) >= 1.0:
+            raise ValueError(f"the shares of mix sum to {sum(mix.share for mix in self.mix)}: leave some of the step to the stage itself")
+        shapes = [(self.frames, self.height, self.width), *((mix.frames, mix.height, mix.width) for mix in self.mix)]
+        if len(set(shapes)) < len(shapes):
+            raise ValueError("mix names a bucket twice, or the stage's own")
 
 
 @dataclass(frozen=True)
@@ -60,15 +88,15 @@ class RunState:
         guard = GuardState(tuple(tree["guard"]["norms"]), tree["guard"]["in_a_row"])
         return cls(**tree | {"held_out": tuple(tree["held_out"]), "skipped": tuple(tree["skipped"]), "guard": guard})
 
-    def stepped(self, bucket: str, samples: int, skipped: bool, guard: GuardState) -> RunState:
-        """After one more optimiser step on `samples` samples of a bucket."""
-        consumed = {**self.samples, bucket: self.samples.get(bucket, 0) + samples}
+    def stepped(self, samples: dict[str, int], skipped: bool, guard: GuardState) -> RunState:
+        """After one more optimiser step on so many samples per bucket."""
+        consumed = {**self.samples, **{bucket: self.samples.get(bucket, 0) + count for bucket, count in samples.items()}}
         skips = (*self.skipped, self.step) if skipped else self.skipped
         return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips, guard=guard)
 
-    def moved(self, bucket: str, position: int) -> RunState:
-        """Gone back to here and on from a later position of the data; the guard starts afresh."""
-        return replace(self, samples={**self.samples, bucket: position}, guard=GuardState())
+    def moved(self, passed_over: dict[str, tuple[int, int]]) -> RunState:
+        """Gone back to here and on behind (start, stop) positions of the data, by bucket; the guard starts afresh."""
+        return replace(self, samples={**self.samples, **{bucket: stop for bucket, (_, stop) in passed_over.items()}}, guard=GuardState())
 
     def evaluated(self, loss: float) -> RunState:
         """After one more held-out evaluation."""

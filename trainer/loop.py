@@ -17,11 +17,12 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.loader import SampleSet, prefetch
 from data_pipeline.order import wrap
+from model.attention import recompiles
 from model.config import ModelConfig
 from model.flops import training_flops
 from model.heads import Head
 from trainer import guard
-from trainer.batches import Draws, MicroBatch, StepPlan, micro_batch
+from trainer.batches import Draws, MicroBatch, Source, Step, micro_batch, plan_step
 from trainer.checkpoint.keeper import Keeper
 from trainer.config import TrainSection
 from trainer.curriculum import RunState, Stage, promotion_reason
@@ -51,13 +52,16 @@ class StageTask:
     layout: Layout
     rank: int
     generation: int
-    samples: int  # per optimiser step, over all ranks
     device: torch.device
     model: ModelConfig
-    data: SampleSet
-    draws: Draws
+    sources: tuple[Source, ...]  # the stage's own bucket first
     held_out: SampleSet
     held_out_draws: Draws
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the longest source."""
+        return max(source.draws.shape.frames for source in self.sources)
 
     @property
     def dp_rank(self) -> int:
@@ -65,7 +69,7 @@ class StageTask:
         return place_of(self.rank, self.layout).dp_rank
 
 
-Batches = Iterator[tuple[StepPlan, MicroBatch]]
+Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sources, one pass
 
 
 def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
@@ -104,46 +108,54 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
 def roll_back(task: StageTask, state: RunState, committed: RunState, journal: Journal | Silence) -> None:
     """Decide that the run goes on from the last commit with the data behind what it has seen since. Raises UserError when it has come
     to this too often."""
-    bucket, again = task.draws.shape.bucket, task.roll_backs if committed.step == task.first_step else 0
+    again = task.roll_backs if committed.step == task.first_step else 0
     if again >= task.guard.roll_backs:
         raise UserError(
             f"stage {task.stage.name}: {state.guard.in_a_row} steps in a row were skipped at step {state.step}, after {again} returns to "
             f"step {committed.step}; events.jsonl names the samples: mend them, lower train.lr, or raise guard.sigma"
         )
-    window = {"bucket": bucket, "start": committed.samples.get(bucket, 0), "position": state.samples[bucket]}
-    journal.promise("roll_back", stage=task.stage.name, step=committed.step, **window, skipped=state.skipped)
+    passed_over = {bucket: [committed.samples.get(bucket, 0), state.samples[bucket]] for bucket in consumed(task)}
+    journal.promise("roll_back", stage=task.stage.name, step=committed.step, passed_over=passed_over)
 
 
 def tell_skip(
-    task: StageTask, plan: StepPlan, losses: list[Tensor], state: RunState, norm: float, reason: str, journal: Journal | Silence
+    task: StageTask, step: Step, passed: list[tuple[int, Tensor]], state: RunState, norm: float, reason: str, journal: Journal | Silence
 ) -> None:
-    """The event of a skipped step: the ids of its samples, and of those whose own loss is not finite. All ranks call it."""
+    """The event of a skipped step: the ids of its samples, and of those whose own loss is not finite. All ranks call it; `passed`: the
+    source and the losses [B, T] of each of this rank's passes."""
+    units = [unit for plan in step.plans for unit in plan.units[task.dp_rank]]
     sick = {
-        plan.positions[sample]
-        for unit, losses_BT in zip(plan.units[task.dp_rank], losses, strict=True)
-        for sample, row in zip(unit.samples, losses_BT.sum(1).tolist(), strict=True)
-        if not math.isfinite(row)
+        (place, step.plans[place].positions[sample])
+        for unit, (place, losses_BT) in zip(units, passed, strict=True)
+        for sample, loss in zip(unit.samples, losses_BT.sum(1).tolist(), strict=True)
+        if not math.isfinite(loss)
     }
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, sick)
-    named = {"samples": plan.positions, "not_finite": sorted(set().union(*found))}
-    ids = {key: [task.data.sample_key(position) for position in positions] for key, positions in named.items()}
+    everything = [(place, position) for place, plan in enumerate(step.plans) for position in plan.positions]
+    named = {"samples": everything, "not_finite": sorted(set().union(*found))}
+    ids = {key: [task.sources[place].data.sample_key(position) for place, position in some] for key, some in named.items()}
     journal.event("skip", stage=task.stage.name, step=state.step, reason=reason, grad_norm=finite(norm), **ids)
 
 
-def passes(task: StageTask, state: RunState) -> Iterator[tuple[StepPlan, Unit]]:
-    """This rank's passes from `state` on, for ever, each with the step it belongs to."""
-    position = state.samples.get(task.draws.shape.bucket, 0)
+def consumed(task: StageTask) -> dict[str, int]:
+    """Samples per bucket of one optimiser step."""
+    return {source.draws.shape.bucket: source.samples for source in task.sources}
+
+
+def passes(task: StageTask, state: RunState) -> Iterator[tuple[Step, int, Unit]]:
+    """This rank's passes from `state` on, for ever, each with the step and the source it belongs to."""
     while True:
-        plan = task.draws.plan(range(position, position + task.samples), task.layout)
-        yield from ((plan, unit) for unit in plan.units[task.dp_rank])
-        position += task.samples
+        step = plan_step(task.sources, state.samples)
+        yield from ((step, place, unit) for place, plan in enumerate(step.plans) for unit in plan.units[task.dp_rank])
+        state = state.stepped(consumed(task), False, state.guard)
 
 
-def load(task: StageTask, head: Head, request: tuple[StepPlan, Unit]) -> tuple[StepPlan, MicroBatch]:
+def load(task: StageTask, head: Head, request: tuple[Step, int, Unit]) -> tuple[Step, int, MicroBatch]:
     """One pass, ready for the device; called ahead of time by the prefetching thread."""
-    plan, unit = request
-    return plan, micro_batch(plan, unit, task.draws, task.data, head)
+    step, place, unit = request
+    source = task.sources[place]
+    return step, place, micro_batch(step.plans[place], unit, source.draws, source.data, head)
 
 
 def train_step(
@@ -154,24 +166,24 @@ def train_step(
     lr = learning_rate(task.train, task.stage.lr_scale, state.step)
     engine.set_learning_rate(lr)
     engine.accepts = lambda norm: guard.fault(task.guard, before, norm) is None
-    losses: list[Tensor] = []
-    loss_by_frame = torch.zeros(task.draws.shape.frames, device=task.device)
+    passed: list[tuple[int, Tensor]] = []
+    sums = torch.zeros(len(task.sources), task.frames, device=task.device)
     for _ in range(layout.accumulation):
         asked = time.perf_counter()
-        plan, batch = next(batches)
+        step, place, batch = next(batches)
         waited += time.perf_counter() - asked
         losses_BT = weighted_losses(engine, batch)
-        # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
-        engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
-        losses.append(losses_BT.detach())
-        loss_by_frame[: losses_BT.shape[1]] += losses[-1].sum(0)
-    dist.all_reduce(loss_by_frame, group=engine.mesh.loss_group)
+        # DeepSpeed averages over dp and accumulation; the step's loss is a weighted mean over all its supervised tokens.
+        engine.backward(losses_BT.sum() * (task.sources[place].weight * layout.dp * layout.accumulation / step.weighted))
+        passed.append((place, losses_BT.detach()))
+        sums[place, : losses_BT.shape[1]] += losses_BT.detach().sum(0)
+    dist.all_reduce(sums, group=engine.mesh.loss_group)
     norm, skipped = engine.finish_step()
-    state = state.stepped(task.draws.shape.bucket, task.samples, skipped, before.after(task.guard, norm, skipped))
+    state = state.stepped(consumed(task), skipped, before.after(task.guard, norm, skipped))
     if reason := guard.fault(task.guard, before, norm):
-        tell_skip(task, plan, losses, state, norm, reason, journal)
+        tell_skip(task, step, passed, state, norm, reason, journal)
     seconds = time.perf_counter() - started - waited
-    return state, step_metrics(task, plan, state, loss_by_frame.tolist(), norm, lr, seconds, waited)
+    return state, step_metrics(task, step, state, sums.tolist(), norm, lr, seconds, waited)
 
 
 def weighted_losses(engine: Engine, batch: MicroBatch) -> Tensor:
@@ -196,23 +208,26 @@ def evaluate(task: StageTask, engine: Engine) -> float:
 
 
 def step_metrics(
-    task: StageTask, plan: StepPlan, state: RunState, sums: list[float], norm: float, lr: float, seconds: float, waited: float
+    task: StageTask, step: Step, state: RunState, sums: list[list[float]], norm: float, lr: float, seconds: float, waited: float
 ) -> dict[str, Any]:
     """The fields of StepMetrics, but for the checkpoint's."""
-    shape, layout = task.draws.shape, task.layout
-    counts = task.draws.supervised_by_frame(plan)
-    tokens, world = len(plan.positions) * shape.frames * shape.tokens, dist.get_world_size()
+    own, layout, world = task.sources[0], task.layout, dist.get_world_size()
+    counts, consumed = own.draws.supervised_by_frame(step.plans[0]), state.samples[own.draws.shape.bucket]
+    shapes, supervised = [source.draws.shape for source in task.sources], [plan.supervised for plan in step.plans]
+    tokens = sum(len(plan.positions) * shape.frames * shape.tokens for plan, shape in zip(step.plans, shapes, strict=True))
+    by_source = [sum(row) for row in sums]
     return {
         "step": state.step,
         "stage": task.stage.name,
-        "loss": finite(sum(sums) / plan.supervised),
-        "loss_by_frame": [finite(total / count) if count else None for total, count in zip(sums, counts, strict=True)],
+        "loss": finite(sum(source.weight * total for source, total in zip(task.sources, by_source, strict=True)) / step.weighted),
+        "loss_by_frame": [finite(total / count) if count else None for total, count in zip(sums[0], counts, strict=False)],
+        "loss_by_source": {shape.bucket: finite(total / count) for shape, total, count in zip(shapes, by_source, supervised, strict=True)},
         "grad_norm": finite(norm),
         "lr": lr,
-        "samples_consumed": state.samples[shape.bucket],
-        "epoch": wrap(state.samples[shape.bucket], len(task.data))[0],
+        "samples_consumed": consumed,
+        "epoch": wrap(consumed, len(own.data))[0],
         "tokens": tokens,
-        "supervised_tokens": plan.supervised,
+        "supervised_tokens": sum(supervised),
         "world_size": world,
         "generation": task.generation,
         "dp": layout.dp,
@@ -223,10 +238,11 @@ def step_metrics(
         "step_seconds": seconds,
         "data_seconds": waited,
         "tokens_per_second": tokens / (seconds + waited),
-        "supervised_tokens_per_second": plan.supervised / (seconds + waited),
-        "mfu": step_flops(task, plan) / (seconds * world * peak) if (peak := peak_flops(task.device)) else 0.0,
+        "supervised_tokens_per_second": sum(supervised) / (seconds + waited),
+        "mfu": step_flops(task, step) / (seconds * world * peak) if (peak := peak_flops(task.device)) else 0.0,
         "memory_bytes": peak_memory(task.device),
         "skipped": bool(state.skipped) and state.skipped[-1] == state.step - 1,
+        "recompiles": recompiles(),
     }
 
 
@@ -235,10 +251,10 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def step_flops(task: StageTask, plan: StepPlan) -> int:
+def step_flops(task: StageTask, step: Step) -> int:
     """FLOPs the objective needs for a step: every sample's own sequence, nothing for padding."""
-    visible = (task.draws.sequence([target]).visibility for target in plan.targets)
-    return sum(training_flops(task.model, seen, target.supervised) for seen, target in zip(visible, plan.targets, strict=True))
+    pairs = [(source.draws, target) for source, plan in zip(task.sources, step.plans, strict=True) for target in plan.targets]
+    return sum(training_flops(task.model, draws.sequence([target]).visibility, target.supervised) for draws, target in pairs)
 
 
 def peak_flops(device: torch.device) -> float:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -17,25 +18,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
-from model.config import ModelConfig, named_size
+from model.config import ModelConfig
 from model.videomar import VideoMAR
 from trainer import events, guard
-from trainer.batches import Draws, Shape, supervision_of
+from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.checkpoint.keeper import Keeper
 from trainer.checkpoint.saver import Gather, Saver
-from trainer.config import RunConfig, recipe_hash
+from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
+from trainer.identity import recipe_hash
+from trainer.initial import prepare
 from trainer.journal import Journal, Report, Silence
 from trainer.loop import StageTask, run_stage
+from trainer.mixture import ingredients
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
-from trainer.planner import global_batch, plan_layout
+from trainer.planner import plan_layout
+from trainer.sizing import model_of
 from trainer.trace import StepTrace
 
 
@@ -55,7 +59,7 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
-    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model)
+    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)
     parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
     engine = Engine(model, config.train, config.parallel, mesh)
     if found:
@@ -84,7 +88,7 @@ def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunS
     if dist.get_rank() == 0:
         state, generation = (found.state, found.generation) if found else (RunState(), 0)
         back = guard.roll_backs(events.read_events(run_folder), state.step, generation)
-        told = [state.moved(back[-1]["bucket"], back[-1]["position"]) if back else state, len(back)]
+        told = [state.moved(back[-1]["passed_over"]) if back else state, len(back)]
     dist.broadcast_object_list(told)
     return told[0], told[1]
 
@@ -113,15 +117,13 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
-    spec = dataset.manifest.spec
-    changes = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens, "head": config.train.head}
-    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
+    return model_of(config, dataset.manifest.spec)
 
 
-def initial_model(config: RunConfig, model: ModelConfig) -> VideoMAR:
-    """The same initial weights on every rank of every layout."""
+def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
+    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
     torch.manual_seed(config.seed)
-    return VideoMAR(model)
+    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def stage_task(
@@ -129,30 +131,34 @@ def stage_task(
 ) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    bucket = Bucket(stage.frames, stage.height, stage.width)
-    frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
-    shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
-    data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision, parallel = supervision_of(config.train), config.parallel
-    layout = plan_layout(
-        stage.name, samples, payload["world"], config.train.micro_batch, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp
+    parts, supervision, train, parallel = (
+        ingredients(stage, dataset.manifest.spec.stride),
+        supervision_of(config.train),
+        config.train,
+        config.parallel,
     )
-    lengths = sequence_lengths(config.train.supervision, config.train.masks_per_frame, shape.frames, shape.tokens)
-    check_divisible(stage.name, layout, model.heads, lengths)
+    sources = []
+    for part in parts:
+        degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+        layout = plan_layout(stage.name, part.samples, payload["world"], train.micro_batch, *degrees)
+        lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
+        check_divisible(stage.name, layout, model.heads, lengths)
+        data = dataset.split(part.bucket, "train", config.seed)
+        draws = Draws(config.seed, Shape(part.bucket, part.frames, part.tokens), len(data), model, supervision, disturbance_of(train))
+        sources.append(Source(draws, data, part.samples, layout, part.weight))
+    held_out = dataset.split(parts[0].bucket, "held_out", config.seed)
     return StageTask(
         stage=stage,
-        train=config.train,
+        train=train,
         guard=config.guard,
         first_step=state.step,
         roll_backs=roll_backs,
-        layout=layout,
+        layout=replace(sources[0].layout, accumulation=sum(source.layout.accumulation for source in sources)),
         rank=payload["rank"],
         generation=payload["generation"],
-        samples=samples,
         device=device,
         model=model,
-        data=data,
-        draws=Draws(config.seed, shape, len(data), model, supervision),
+        sources=tuple(sources),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, shape, len(held_out), model, supervision, "held_out"),
+        held_out_draws=Draws(config.seed, sources[0].draws.shape, len(held_out), model, supervision, purpose="held_out"),
     )

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.config import RECIPES, RunConfig, dump, first_difference, load
+from trainer.config import RECIPES, RunConfig, dump, load
+from trainer.identity import first_difference
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -45,6 +46,10 @@ def test_a_dumped_config_loads_to_itself() -> None:
         ("parallel.tp=0", r"parallel\.tp=0: "),
         ("parallel={zero: 0, precision: bf16}", r"parallel: zero=0 keeps no fp32 masters"),
         ("curriculum.stages=[]", r"curriculum\.stages"),
+        ("sample.conditions={motion: 0.1}", r"^sample\.conditions names motion, which train\.conditions does not: add it there$"),
+        ("train.conditions=[tempo]", r"train\.conditions\.0=tempo: input should be 'fps', 'motion' or 'context_noise'"),
+        ("curriculum.stages.0.mix=[{frames: 1, height: 64, width: 64, share: 1.5}]", r"share is 1\.5: it must be above 0 and below 1"),
+        ("curriculum.stages.0.mix=[{frames: 5, height: 64, width: 64, share: 0.5}]", r"mix names a bucket twice, or the stage's own"),
         ("nonsense", r"'nonsense' is not key=value"),
         ("recipe=none", r"recipe=none: no such recipe; .* toy"),
         ("curriculum.stages.0.promotion.min_steps=100000", r"min_steps 100000 is above max_steps"),

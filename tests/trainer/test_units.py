@@ -53,7 +53,7 @@ def test_a_plan_covers_the_step_within_its_bounds(samples: int, world: int, larg
 
 @given(st.integers(1, 400), st.integers(1, 16))
 def test_the_usable_world_can_be_planned(samples: int, world: int) -> None:
-    assert plan_layout("s", samples, usable(world, samples), 400, 1).dp == usable(world, samples)
+    assert plan_layout("s", samples, usable(world, [samples]), 400, 1).dp == usable(world, [samples])
 
 
 def test_a_stage_fixes_tokens_so_longer_clips_mean_fewer_samples() -> None:

@@ -24,8 +24,8 @@ PLAN = {
 }
 # Modules whose first argument, the tokens, enters the region that ranks share by channels. Each leaves it through its row linear.
 ENTRIES = r"blocks\.\d+\.((cross_)?attention|ffn)"
-# Replicated, but used inside that region by each rank's own heads only; null_text feeds all the cross-attentions.
-ALWAYS_PARTIAL = r"blocks\.\d+\.(cross_)?attention\.[qk]_norm\.weight|null_text"
+# Replicated, but used inside that region by each rank's own heads only; null_text and the conditions feed all the cross-attentions.
+ALWAYS_PARTIAL = r"blocks\.\d+\.(cross_)?attention\.[qk]_norm\.weight|null_text|conditions\..*"
 
 
 def kind_of(linear: str) -> str | None:
