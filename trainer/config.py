@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import json
+import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
+from trainer.sections import InitSection, LoraSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
 
 
 class RunSection(Section):
@@ -38,7 +38,9 @@ class SyntheticSection(Section):
 class DataSection(Section):
     videos: str | None = None  # folder of videos; none: synthetic moving shapes
     captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     latent_channels: int = Field(16, ge=1)
@@ -57,8 +59,10 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
 
 
@@ -77,26 +81,9 @@ class ParallelSection(Section):
         return self
 
 
-class InitSection(Section):
-    """Weights to start from instead of random ones."""
-
-    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
-    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
-    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
-    strict: bool = True  # false: start with the tensors that fit, whatever else differs
-
-
-class LoraSection(Section):
-    """Train low-rank adapters of linear layers, and nothing else."""
-
-    rank: int = Field(0, ge=0)  # 0: none
-    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
-    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
-
-
 class TrainSection(Section):
     init: InitSection = InitSection()
-    freeze: list[str] = []  # globs of the names of parameters that are not trained
+    freeze: list[str] = Field([])  # globs of the names of parameters that are not trained
     lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
@@ -150,7 +137,12 @@ class SampleSection(Section):
     window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
     context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
     context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
-    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
+    conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
+
+
+class MetricsSection(Section):
+    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
+    host: str = "127.0.0.1"  # the address it listens at
 
 
 class RunConfig(Section):
@@ -168,6 +160,7 @@ class RunConfig(Section):
     profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def samples_tell_what_was_trained(self) -> RunConfig:
@@ -181,8 +174,41 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
+
+
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
+FREE_KEYS = (
+    "run.root",
+    "cluster",
+    "parallel.tp",
+    "parallel.megatron_sp",
+    "parallel.sp",
+    "parallel.zero",
+    "parallel.offload",
+    "train.init.from",
+    "train.micro_batch",
+    "train.checkpointing",
+    "train.compile",
+    "train.commit_every",
+    "train.permanent_every",
+    "train.keep_commits",
+    "train.max_restarts",
+    "guard",
+    "profile",
+    "sample",
+    "metrics",
+    "data.root",
+    "data.cache",
+    "data.cache_bytes",
+)
 
 
 def load(arguments: list[str]) -> RunConfig:
@@ -289,3 +315,25 @@ def nearest_key(key: str) -> str | None:
 def dump(config: RunConfig) -> str:
     """The resolved recipe as YAML; `load` of it gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,9 +95,9 @@ class RunState:
         skips = (*self.skipped, self.step) if skipped else self.skipped
         return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips, guard=guard)
 
-    def moved(self, passed_over: dict[str, tuple[int, int]]) -> RunState:
-        """Gone back to here and on behind (start, stop) positions of the data, by bucket; the guard starts afresh."""
-        return replace(self, samples={**self.samples, **{bucket: stop for bucket, (_, stop) in passed_over.items()}}, guard=GuardState())
+    def moved(self, samples: dict[str, int]) -> RunState:
+        """Gone back to here and on from later positions in the data, by bucket; the guard starts afresh."""
+        return replace(self, samples={**self.samples, **samples}, guard=GuardState())
 
     def evaluated(self, loss: float) -> RunState:
         """After one more held-out evaluation."""
@@ -121,3 +122,10 @@ def promotion_reason(rule: Promotion, state: RunState) -> str | None:
         if recent > before * (1.0 - rule.plateau_gain):
             return f"plateau: {before:.4f} -> {recent:.4f} over {window} evaluations"
     return None
+
+
+def tokens_to_go(stages: Sequence[Stage], index: int, stage_step: int) -> int:
+    """Latent tokens left after `stage_step` steps of stage `index` if no stage ends before its max_steps."""
+    here, *later = stages[index:]
+    steps = [(here, here.promotion.max_steps - stage_step), *((stage, stage.promotion.max_steps) for stage in later)]
+    return sum(count * stage.tokens_per_step for stage, count in steps)

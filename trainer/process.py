@@ -27,19 +27,20 @@ from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.checkpoint.keeper import Keeper
 from trainer.checkpoint.saver import Gather, Saver
-from trainer.config import RunConfig
+from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState
 from trainer.engine import Engine
-from trainer.identity import recipe_hash
 from trainer.initial import prepare
 from trainer.journal import Journal, Report, Silence
-from trainer.loop import StageTask, run_stage
+from trainer.loop import run_stage
 from trainer.mixture import ingredients
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import plan_layout
+from trainer.pulse import Pulse
 from trainer.sizing import model_of
+from trainer.task import StageTask
 from trainer.trace import StepTrace
 
 
@@ -55,7 +56,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
 def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    dataset = open_dataset(Path(payload["dataset"]))
+    dataset = open_dataset(payload["dataset"], config.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
@@ -73,7 +74,9 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
-    told = journal or Silence()
+    told: Journal | Silence | Pulse = journal or Silence()
+    if config.metrics.port:
+        told = Pulse(told, model, device, task.rank, report)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
     try:
         run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
@@ -88,7 +91,7 @@ def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunS
     if dist.get_rank() == 0:
         state, generation = (found.state, found.generation) if found else (RunState(), 0)
         back = guard.roll_backs(events.read_events(run_folder), state.step, generation)
-        told = [state.moved(back[-1]["passed_over"]) if back else state, len(back)]
+        told = [state.moved(back[-1]["samples"]) if back else state, len(back)]
     dist.broadcast_object_list(told)
     return told[0], told[1]
 
@@ -105,12 +108,18 @@ def gather_over(group: dist.ProcessGroup) -> Gather:
 
 
 def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch.device:
-    """Join the generation's process group; rank 0 serves the rendezvous on the socket its seat has opened. Returns this rank's device."""
-    rank, world = payload["rank"], payload["world"]
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")  # DeepSpeed reads them
-    listening = {"master_listen_fd": listener.detach()} if listener else {}
-    store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, timedelta(seconds=60), wait_for_workers=False, **listening)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Join the generation's process group, in the payload's store if it brings one; else rank 0 serves the rendezvous on the socket
+    that its seat has opened. Returns this rank's device: a seat sees one only."""
+    rank, world, local = payload["rank"], payload["world"], payload.get("local_rank", 0)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))  # DeepSpeed reads them
+    store = payload.get("store")
+    if store is None:
+        options = {"timeout": timedelta(seconds=60), "wait_for_workers": False}
+        listening = {"master_listen_fd": listener.detach()} if listener else {}
+        store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, **options, **listening)
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     return device
 

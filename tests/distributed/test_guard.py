@@ -33,7 +33,7 @@ def without_that_step(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFacto
     run = tmp_path_factory.mktemp("without") / "run"
     with pytest.raises(RankFailed, match="rank 0 died"):
         train_on(1, run, tiny_dataset, guarded(), die_at=BAD)
-    events.record(run, "roll_back", generation=1, step=BAD - 1, passed_over={BUCKET: [(BAD - 1) * SAMPLES, BAD * SAMPLES]})
+    events.record(run, "roll_back", generation=1, step=BAD - 1, samples={BUCKET: BAD * SAMPLES})
     return train_on(1, run, tiny_dataset, guarded())
 
 
@@ -60,7 +60,7 @@ def test_too_many_bad_steps_take_the_run_back_to_its_commit_and_over_the_data(ti
     lines = train_on(2, run, tiny_dataset, config, "three steps are NaN")
     assert [line["skipped"] for line in lines] == [False] * (BAD - 1) + [True] * 3
     (back,) = told(run, "roll_back")
-    assert (back["step"], back["passed_over"]) == (BAD - 1, {BUCKET: [(BAD - 1) * SAMPLES, (BAD + 2) * SAMPLES]})
+    assert (back["step"], back["start"], back["samples"]) == (BAD - 1, {BUCKET: (BAD - 1) * SAMPLES}, {BUCKET: (BAD + 2) * SAMPLES})
     lines = train_on(1, run, tiny_dataset, config, "three steps are NaN")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert not any(line["skipped"] for line in lines)

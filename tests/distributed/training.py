@@ -32,8 +32,10 @@ SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_dept
 def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
     """A tiny recipe that tests can trust to notice mistakes: high learning rate, no warm-up, clipping always active."""
     settings = {
-        "lr": 2e-3,
+        "lr": 1e-3,
         "clip": 0.05,
+        "conditions": ("fps", "motion"),
+        "context_noise": 0.2,
         "ema": 0.9,
         "micro_batch": 20,
         "evaluate_every": 8,
@@ -41,11 +43,14 @@ def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
         "commit_every": 100,
         **train,
     }
-    parallel = {key: settings.pop(key) for key in ParallelSection.model_fields if key in settings}
+    parallel = (
+        {"zero": 1} | settings.pop("parallel", {}) | {key: settings.pop(key) for key in ParallelSection.model_fields if key in settings}
+    )
     sections = {name: settings.pop(name, {}) for name in ("guard", "profile")}
+    heads = settings.pop("heads", None)
     return RunConfig.model_validate(
         {
-            "model": {"size": "tiny"},
+            "model": {"size": "tiny", "heads": heads},
             "train": settings,
             **sections,
             "parallel": parallel,

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.config import RECIPES, RunConfig, dump, load
-from trainer.identity import first_difference
+from trainer.config import RECIPES, RunConfig, dump, first_difference, load
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
