@@ -99,7 +99,8 @@ def resample(pictures: Iterable[tuple[int, T]], fps: float) -> Iterator[tuple[in
     """(scene, time, the picture on display at that time), `fps` times a second from the start of each scene.
 
     Times decide, never indices, so that a variable rate plays at its true speed; a source slower than `fps` repeats
-    pictures. The last picture before a gap or the end lasts as long as the one before: headers are wrong about it.
+    pictures. The last picture before a gap or the end lasts as long as the one before: headers are wrong about it. A
+    scene's first picture is always shown, however short it is.
     """
     last_scene: int | None = None
     for current, following in pairwise(chain(pictures, [None])):
@@ -110,7 +111,7 @@ def resample(pictures: Iterable[tuple[int, T]], fps: float) -> Iterator[tuple[in
             lasts = min(picture.duration, LONGEST_PICTURE)
         if following and 0 < following[1].time - picture.time <= LONGEST_PICTURE:
             lasts = following[1].time - picture.time
-        while (time := start + tick / fps) < picture.time + lasts - SLACK:
+        while (time := start + tick / fps) < picture.time + lasts - SLACK or not tick:
             yield scene, time, picture
             tick += 1
 
