@@ -15,7 +15,6 @@ from data_pipeline import manifest
 from data_pipeline.buckets import Bucket
 from data_pipeline.encode import plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
-from data_pipeline.filters import FilterThresholds
 from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
@@ -52,7 +51,7 @@ def encode_spec(config: RunConfig) -> EncodeSpec:
             text_width=data.text_width,
             sources_per_shard=data.sources_per_shard,
             max_clips=data.max_clips,
-            thresholds=FilterThresholds(min_motion=data.min_motion),
+            thresholds=data.filters,
             seed=config.seed,
         )
     except ValueError as error:

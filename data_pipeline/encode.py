@@ -14,7 +14,7 @@ from data_pipeline import storage
 from data_pipeline.clips import Clip, SourceClips, clips_of
 from data_pipeline.decode import DecodeError
 from data_pipeline.order import keyed_generator
-from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, require_clips
+from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, chunk_name, require_clips
 from data_pipeline.shards import Sample, ShardEntry, from_bfloat16, is_intact, to_bfloat16, write_shard
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
@@ -32,7 +32,7 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        return f"{'shard' if self.split == TRAIN else 'held-out'}-{self.index:06d}"
+        return chunk_name(self.split, self.index)
 
 
 def plan_chunks(sources: Sequence[Source], spec: EncodeSpec) -> list[Chunk]:
@@ -72,7 +72,7 @@ def encode_chunk(
         return finished
     samples: dict[str, list[Sample]] = {bucket.id: [] for bucket in spec.buckets}
     outcomes = [
-        SourceRecord(source.id, source.name, "failed", "decoding it kills the process")
+        _failure(source, "decoding it kills the process")
         if careful and _kills(source, spec)
         else _encode_source(source, spec, tokenizer, text, samples)
         for source in chunk.sources
@@ -152,7 +152,11 @@ def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceR
     try:
         return clips_of(source.path, spec)
     except DecodeError as error:
-        return SourceRecord(source.id, source.name, "failed", str(error))
+        return _failure(source, str(error))
+
+
+def _failure(source: Source, reason: str) -> SourceRecord:
+    return SourceRecord(source.id, source.name, "failed", reason, caption=source.caption, licence=source.licence)
 
 
 def _kills(source: Source, spec: EncodeSpec) -> bool:
@@ -176,6 +180,10 @@ def _outcome(source: Source, found: SourceClips, sums: LatentSums) -> SourceReco
         clips={bucket.id: len(clips) for bucket, clips in found.clips.items()},
         rejected=rejected,
         values={bucket.id: [clip.values for clip in clips] for bucket, clips in found.clips.items()},
+        hashes={bucket.id: [clip.hash for clip in clips] for bucket, clips in found.clips.items()},
+        facts=found.facts,
+        caption=source.caption,
+        licence=source.licence,
         sums=sums,
     )
 
@@ -188,6 +196,9 @@ def _meta(source: Source, spec: EncodeSpec, clip: Clip) -> dict[str, Any]:
         "start": clip.start,
         "stop": clip.stop,
         "fps": spec.fps,
+        "motion": clip.values["motion"],
+        "hash": clip.hash,
+        "licence": source.licence,
         "frames": len(clip.frames),
         "height": clip.frames.shape[1],
         "width": clip.frames.shape[2],

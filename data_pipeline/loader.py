@@ -49,6 +49,12 @@ class Dataset:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
 
+    @property
+    def latent_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float32 [C] each, of raw train latents over all frames."""
+        found = self.manifest.latent_statistics
+        return np.array(found.mean, np.float32), np.array(found.std, np.float32)
+
     def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
         """The samples of one bucket ("17x96x96") and split ("train" or "held_out"), in the order of `seed`."""
         if bucket not in self.manifest.buckets:
@@ -74,7 +80,8 @@ class SampleSet:
         self.bucket = Bucket.parse(bucket)
         self._dataset = dataset
         self._shards = dataset.manifest.buckets[bucket][split]
-        counts = tuple(shard.count for shard in self._shards)
+        self._rows = [dataset.manifest.rows(shard) for shard in self._shards]
+        counts = tuple(map(len, self._rows))
         self._length = sum(counts)
         self._order = lru_cache(maxsize=2)(lambda epoch: EpochOrder(counts, seed, bucket, epoch))
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -111,7 +118,7 @@ class SampleSet:
     def _locate(self, position: int) -> tuple[ShardReader, int]:
         epoch, index = wrap(position, self._length)
         shard, row = self._order(epoch)[index]
-        return self._reader(shard), row
+        return self._reader(shard), self._rows[shard][row]
 
     def _open(self, shard: int) -> ShardReader:
         entry = self._shards[shard]

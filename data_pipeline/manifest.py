@@ -5,21 +5,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline import storage
+from data_pipeline.duplicates import duplicates
 from data_pipeline.errors import UserError
 from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, require_clips
 from data_pipeline.shards import ShardEntry
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
+
+Exclusions = dict[str, dict[str, dict[str, list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class LatentStatistics:
 
 
 @dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation [C] of raw train latents over all their frames, as found when the data set was first
+    finished: later generations keep them, so that what was trained on them stays right."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SourcesSummary:
     """How the inputs fared. `rejected` counts sources by reason; `failed` and `damaged` map names to what was wrong
     (damaged ones were used, but lost packets)."""
@@ -49,7 +61,8 @@ class SourcesSummary:
 
 @dataclass(frozen=True)
 class Manifest:
-    """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}}."""
+    """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}};
+    `exclusions` names the rows of shards that are not to be read: {bucket id: {shard name: {reason: rows}}}."""
 
     fingerprint: str
     spec: EncodeSpec
@@ -57,12 +70,21 @@ class Manifest:
     text: str  # fingerprint
     buckets: dict[str, dict[str, tuple[ShardEntry, ...]]]
     statistics: LatentStatistics
+    latent_statistics: ChannelStatistics
     sources: SourcesSummary
+    exclusions: Exclusions = field(default_factory=dict)
     schema: int = SCHEMA
     generation: int = 0
 
     def clips(self, bucket: str, split: str) -> int:
-        return sum(shard.count for shard in self.buckets[bucket][split])
+        """How many there are to read."""
+        return sum(len(self.rows(shard)) for shard in self.buckets[bucket][split])
+
+    def rows(self, shard: ShardEntry) -> Sequence[int]:
+        """The rows of a shard that are to be read, in order: all but the excluded ones."""
+        reasons = self.exclusions.get(shard.bucket, {}).get(shard.name, {})
+        excluded = {row for rows in reasons.values() for row in rows}
+        return [row for row in range(shard.count) if row not in excluded] if excluded else range(shard.count)
 
 
 def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec) -> str:
@@ -82,7 +104,37 @@ def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fing
     require_clips(train, [bucket.id for bucket in spec.buckets], videos)
     buckets = {bucket.id: {split: _shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
     sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
-    return Manifest(fingerprint, spec, tokenizer, text, buckets, statistics(sums), summary(outcomes))
+    return Manifest(
+        fingerprint=fingerprint,
+        spec=spec,
+        tokenizer=tokenizer,
+        text=text,
+        buckets=buckets,
+        statistics=statistics(sums),
+        latent_statistics=channel_statistics(sums),
+        sources=summary(outcomes),
+        exclusions=exclude_duplicates(chunks, spec),
+    )
+
+
+def exclude_duplicates(chunks: Sequence[ChunkRecord], spec: EncodeSpec) -> Exclusions:
+    """The clips that look like an earlier one of their bucket, by the spec's limit. Train clips come first, so that no
+    held-out clip has a likeness among them."""
+    limit = spec.thresholds.duplicate_bits
+    if limit is None:
+        return {}
+    train_first = sorted(chunks, key=lambda chunk: (chunk.split != TRAIN, chunk.index))
+    exclusions: Exclusions = {}
+    for bucket in spec.buckets:
+        places, hashes = [], []
+        for chunk in train_first:
+            found = [value for source in chunk.sources for value in source.hashes.get(bucket.id, [])]
+            places += [(chunk.name, row) for row in range(len(found))]
+            hashes += found
+        for position in duplicates(hashes, limit):
+            shard, row = places[position]
+            exclusions.setdefault(bucket.id, {}).setdefault(shard, {}).setdefault("duplicate", []).append(row)
+    return exclusions
 
 
 def statistics(sums: LatentSums) -> LatentStatistics:
@@ -92,6 +144,14 @@ def statistics(sums: LatentSums) -> LatentStatistics:
     variance = np.maximum(np.array(sums.square) / np.maximum(count, 1) - mean**2, 0)
     std = np.where(count, np.sqrt(variance), 1.0)
     return LatentStatistics(tuple(map(tuple, mean.tolist())), tuple(map(tuple, std.tolist())))
+
+
+def channel_statistics(sums: LatentSums) -> ChannelStatistics:
+    """Over both kinds of latent frames."""
+    count = max(sum(sums.count), 1)
+    mean = np.sum(sums.total, axis=0) / count
+    variance = np.maximum(np.sum(sums.square, axis=0) / count - mean**2, 0)
+    return ChannelStatistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
 
 
 def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
@@ -160,6 +220,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
             "spec": EncodeSpec.from_json(value["spec"]),
             "buckets": shards,
             "statistics": LatentStatistics(mean, std),
+            "latent_statistics": ChannelStatistics(**{name: tuple(found) for name, found in value["latent_statistics"].items()}),
             "sources": SourcesSummary(**value["sources"]),
         }
     )

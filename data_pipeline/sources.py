@@ -21,6 +21,7 @@ class Source:
     path: str
     caption: str
     name: str
+    licence: str = ""
 
     def size(self) -> int:
         """Bytes of the file, or -1 when it is gone: that is for the decoder to report."""

@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline.buckets import Bucket, Stride, latent_shape
 from data_pipeline.filters import FilterThresholds
 
-CODE_VERSION = 2  # raise it when the same inputs would give other latents
+CODE_VERSION = 3  # raise it when the same inputs would give other bytes
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import UserError
+from data_pipeline.filters import FilterThresholds
 from trainer.curriculum import Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -46,7 +47,7 @@ class DataSection(Section):
     text_width: int = Field(64, ge=2)
     sources_per_shard: int = Field(16, ge=1)
     max_clips: int = Field(64, ge=1)  # per source and bucket
-    min_motion: float = Field(0.0, ge=0)
+    filters: FilterThresholds = FilterThresholds()
     synthetic: SyntheticSection = SyntheticSection()
 
 
