@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, Sour
 from data_pipeline.shards import ShardEntry
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
+from data_pipeline.storage import Location
 
 SCHEMA = 2
 FILE = "manifest.json"
@@ -180,15 +180,15 @@ def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray
     return (latents * scale + mean).astype(np.float32)
 
 
-def write(manifest: Manifest, folder: str | Path) -> None:
-    storage.write_json(Path(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
+def write(manifest: Manifest, folder: str | Location) -> None:
+    storage.write_json(storage.location(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
 
 
-def read(folder: str | Path) -> Manifest:
+def read(folder: str | Location) -> Manifest:
     """Raises UserError naming the file when it is missing, damaged or of another schema."""
-    path = Path(folder) / FILE
+    path = storage.location(folder) / FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_bytes(path))
     except OSError as error:
         raise UserError(f"no data set at {folder}: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -199,9 +199,9 @@ def read(folder: str | Path) -> Manifest:
     return _from_json(value)
 
 
-def dataset_id(folder: str | Path) -> str:
+def dataset_id(folder: str | Location) -> str:
     """sha256 of the manifest's bytes: equal ids mean equal data sets."""
-    return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.location(folder) / FILE)).hexdigest()
 
 
 def _shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
