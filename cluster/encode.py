@@ -16,7 +16,7 @@ from data_pipeline.encode import Chunk, encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import load_text
 from data_pipeline.tokenizers import load_tokenizer
 
 DEATHS = 3  # encoders that may die on a chunk before it is given up
@@ -60,7 +60,7 @@ class Encoder:
         self._spec = spec
         self._folder = folder
         self._tokenizer = load_tokenizer(tokenizer_folder)
-        self._text = HashingText(spec.text_width, spec.text_tokens)
+        self._text = load_text(tokenizer_folder, spec)
 
     def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
         return encode_chunk(chunk, self._spec, self._tokenizer, self._text, self._folder, careful)

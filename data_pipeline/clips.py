@@ -2,15 +2,15 @@
 encode.py calls it; it knows nothing of tokenizers or shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
-from data_pipeline.buckets import Bucket, centre, cover
+from data_pipeline.buckets import Bucket, centre, cover, fitting
 from data_pipeline.decode import Picture, Resizer, VideoFile
 from data_pipeline.filters import FilterThresholds, clip_values, perceptual_hash, rejection, source_rejection
 from data_pipeline.scenes import LONGEST_PICTURE, LONGEST_TRANSITION, THUMBNAIL, TRANSITION, SceneDetector, Transition
@@ -55,7 +55,7 @@ class Timed(Protocol):
 T = TypeVar("T", bound=Timed)
 
 
-def clips_of(path: str | Path, spec: EncodeSpec) -> SourceClips:
+def clips_of(path: str | Path | BinaryIO, spec: EncodeSpec) -> SourceClips:
     """Decodes a file once and cuts non-overlapping clips for every bucket. Raises DecodeError.
 
     Holds at most spec.max_clips clips per bucket, and stops decoding when every bucket has that many.
@@ -65,9 +65,10 @@ def clips_of(path: str | Path, spec: EncodeSpec) -> SourceClips:
     resizers: dict[tuple[int, int], Resizer] = {}
     for scene, time, picture in resample(split_scenes(seen.pass_on(video), detector), spec.fps):
         images: dict[tuple[int, int], np.ndarray] = {}
+        fits = fitting(picture.height, picture.width, spec.buckets, spec.one_aspect)
         for window in windows:
             window.take_back()
-            if not window.wants(scene, picture):
+            if not window.wants(scene, picture, fits):
                 continue
             size = (window.bucket.height, window.bucket.width)
             if size not in images:
@@ -159,9 +160,9 @@ class _Windows:
     served: bool = False  # whether the scene had at least one full window
     checked: int = 0  # transitions that the clips were held against
 
-    def wants(self, scene: int, picture: Picture) -> bool:
-        if not self.bucket.holds(picture.height, picture.width):
-            self.rejected["too_small"] = 1
+    def wants(self, scene: int, picture: Picture, fits: Sequence[Bucket]) -> bool:
+        if self.bucket not in fits:
+            self.rejected["other_aspect" if self.bucket.holds(picture.height, picture.width) else "too_small"] = 1
             return False
         if scene != self.scene:
             self.end_scene()

@@ -79,11 +79,20 @@ def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
 
     Of two or more sources at least one is held out and at least one is not: if need be, the one of smallest hash is.
     """
-    draws = {source.id: float(keyed_generator("held-out", spec.seed, source.id).random()) for source in sources}
+    draws = {source.id: _draw(source, spec) for source in sources}
     chosen = frozenset(id for id, draw in draws.items() if draw < spec.held_out)
     if len(sources) < 2:
         return frozenset()
     return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
+
+
+def is_held_out(source: Source, spec: EncodeSpec) -> bool:
+    """Whether a source that joins a data set later is kept for evaluation."""
+    return _draw(source, spec) < spec.held_out
+
+
+def _draw(source: Source, spec: EncodeSpec) -> float:
+    return float(keyed_generator("held-out", spec.seed, source.id).random())
 
 
 def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Location) -> ChunkRecord:
@@ -206,9 +215,11 @@ def work_fingerprint(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, 
 
 def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceRecord:
     try:
-        return clips_of(source.path, spec)
+        return clips_of(source.open(), spec)
     except DecodeError as error:
         return _failure(source, str(error))
+    except OSError as error:
+        return _failure(source, error.strerror or str(error))
 
 
 def _failure(source: Source, reason: str) -> SourceRecord:
@@ -257,6 +268,8 @@ def _meta(source: Source, spec: EncodeSpec, clip: Clip) -> dict[str, Any]:
         "motion": clip.values["motion"],
         "hash": clip.hash,
         "licence": source.licence,
+        "kind": source.kind,
+        "config": spec.fingerprint,
         "frames": len(clip.frames),
         "height": clip.frames.shape[1],
         "width": clip.frames.shape[2],

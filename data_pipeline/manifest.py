@@ -62,7 +62,8 @@ class SourcesSummary:
 @dataclass(frozen=True)
 class Manifest:
     """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}};
-    `exclusions` names the rows of shards that are not to be read: {bucket id: {shard name: {reason: rows}}}."""
+    `exclusions` names the rows of shards that are not to be read: {bucket id: {shard name: {reason: rows}}}; `captions` are
+    shards of captions that replace those of the samples, the last of them before the others."""
 
     fingerprint: str
     spec: EncodeSpec
@@ -73,6 +74,7 @@ class Manifest:
     latent_statistics: ChannelStatistics
     sources: SourcesSummary
     exclusions: Exclusions = field(default_factory=dict)
+    captions: tuple[ShardEntry, ...] = ()
     schema: int = SCHEMA
     generation: int = 0
 
@@ -87,10 +89,11 @@ class Manifest:
         return [row for row in range(shard.count) if row not in excluded] if excluded else range(shard.count)
 
 
-def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec) -> str:
-    """Names a data set before it is encoded: equal inputs (names, sizes, captions), settings and versions."""
+def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec, codecs: Sequence[str] = ()) -> str:
+    """Names a data set before it is encoded: equal inputs (names, sizes, captions), settings and versions. `codecs` are
+    the fingerprints of a tokenizer and a text encoder that are not made from the data."""
     inputs = sorted([source.name, source.size(), source.caption] for source in sources)
-    return fingerprint(inputs, spec.to_json(), versions())
+    return fingerprint(inputs, spec.to_json(), list(codecs), versions())
 
 
 def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str) -> Manifest:
@@ -102,7 +105,7 @@ def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fing
     outcomes = [source for chunk in chunks for source in chunk.sources]
     train = [source for chunk in chunks if chunk.split == TRAIN for source in chunk.sources]
     require_clips(train, [bucket.id for bucket in spec.buckets], videos)
-    buckets = {bucket.id: {split: _shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
+    buckets = {bucket.id: {split: shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
     sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
     return Manifest(
         fingerprint=fingerprint,
@@ -181,12 +184,19 @@ def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray
 
 
 def write(manifest: Manifest, folder: str | Location) -> None:
-    storage.write_json(storage.location(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
+    """Keeps the generation under its number, then makes it the data set's own."""
+    folder = storage.location(folder)
+    for path in (_path(folder, manifest.generation), folder / FILE):
+        storage.write_json(path, asdict(manifest) | {"spec": manifest.spec.to_json()})
 
 
-def read(folder: str | Location) -> Manifest:
-    """Raises UserError naming the file when it is missing, damaged or of another schema."""
-    path = storage.location(folder) / FILE
+def _path(folder: Location, generation: int | None) -> Location:
+    return folder / FILE if generation is None else folder / "generations" / f"manifest-{generation:06d}.json"
+
+
+def read(folder: str | Location, generation: int | None = None) -> Manifest:
+    """The newest generation, or a given one. Raises UserError naming the file when it is missing, damaged or of another schema."""
+    path = _path(storage.location(folder), generation)
     try:
         value = json.loads(storage.read_bytes(path))
     except OSError as error:
@@ -199,12 +209,13 @@ def read(folder: str | Location) -> Manifest:
     return _from_json(value)
 
 
-def dataset_id(folder: str | Location) -> str:
+def dataset_id(folder: str | Location, generation: int | None = None) -> str:
     """sha256 of the manifest's bytes: equal ids mean equal data sets."""
-    return hashlib.sha256(storage.read_bytes(storage.location(folder) / FILE)).hexdigest()
+    return hashlib.sha256(storage.read_bytes(_path(storage.location(folder), generation))).hexdigest()
 
 
-def _shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
+def shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
+    """The shards of one bucket and split, in the order of the chunks."""
     return tuple(shard for chunk in chunks if chunk.split == split for shard in chunk.shards if shard.bucket == bucket)
 
 
@@ -219,6 +230,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
         | {
             "spec": EncodeSpec.from_json(value["spec"]),
             "buckets": shards,
+            "captions": tuple(ShardEntry(**entry) for entry in value["captions"]),
             "statistics": LatentStatistics(mean, std),
             "latent_statistics": ChannelStatistics(**{name: tuple(found) for name, found in value["latent_statistics"].items()}),
             "sources": SourcesSummary(**value["sources"]),

@@ -40,6 +40,11 @@ class ShardEntry:
     sha256: str
 
 
+def source_of(key: str) -> str:
+    """The id of the source that a sample's key, "<source id>-<clip number>", names."""
+    return key.rpartition("-")[0]
+
+
 def shard_path(folder: Location, entry: ShardEntry) -> Location:
     """The tar of a shard in a data set's folder."""
     return folder / entry.bucket / f"{entry.name}.tar"

@@ -36,18 +36,28 @@ class SyntheticSection(Section):
 
 
 class DataSection(Section):
-    videos: str | None = None  # folder of videos; none: synthetic moving shapes
+    videos: str | None = None  # a folder, file, glob, S3 prefix, table, tars or Hugging Face data set; none: synthetic moving shapes
     captions: str | None = None
+    images: bool = False  # also stills, as clips of one frame: a bucket of one frame beside every stage's
     root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
-    latent_channels: int = Field(16, ge=1)
+    tokenizer: str = (
+        "linear"  # fitted on the data; or shipped (linear, 4x8x8, 16 channels); or a folder of diffusers or TorchScript weights
+    )
+    tokenizer_dtype: Literal["float32", "bfloat16"] = "float32"  # of neural tokenizers and text encoders
+    tokenizer_frames: int | None = Field(None, ge=1)  # video frames that a neural tokenizer encodes at once; none: a whole clip
+    latent_channels: int = Field(16, ge=1)  # of a linear or TorchScript tokenizer; the others have their own, and their own stride
     stride: tuple[int, int, int] = (4, 8, 8)
+    text: str = "hashing"  # or a folder of T5 or language model weights
+    text_template: str = "{caption}"  # for a language model
     text_tokens: int = Field(24, ge=1)
-    text_width: int = Field(64, ge=2)
+    text_width: int = Field(64, ge=2)  # of hashing; a model has its own
     sources_per_shard: int = Field(16, ge=1)
     max_clips: int = Field(64, ge=1)  # per source and bucket
     filters: FilterThresholds = FilterThresholds()
+    scene_threshold: float = Field(0.12, gt=0, le=1)  # mean luma difference of two pictures, 0..1, that is a cut
+    one_aspect: bool = False  # of buckets that differ in aspect alone, a source goes to the nearest only
     synthetic: SyntheticSection = SyntheticSection()
 
 

@@ -18,6 +18,11 @@ from data_pipeline.errors import UserError
 
 COMMANDS = {
     "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+    "verify": (
+        "cluster.verify_command",
+        "verify: how well the tokenizer gives back the recipe's videos, with a picture; hours and bytes to expect",
+    ),
+    "dataset": ("trainer.commands.dataset", "dataset folder=<data set>: add videos to it, remove some, give others new captions"),
 }
 
 HELP = """usage: python trainer/main.py [command] [key=value ...]
