@@ -10,20 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cluster.encode import Progress, encode_dataset
-from data_pipeline import manifest
+from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
 from data_pipeline.codecs import Codecs, choose_codecs
 from data_pipeline.encode import plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import check_buckets
-from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location, S3Path
 from data_pipeline.synthetic import write_synthetic
 from data_pipeline.text import text_fingerprint
-from data_pipeline.tokenizers import tokenizer_fingerprint
+from data_pipeline.tokenizers import VideoTokenizer, tokenizer_fingerprint
+from data_pipeline.tokenizers.description import Description
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
 
@@ -35,7 +38,7 @@ class EncodeJob:
     sources: SourceList
     spec: EncodeSpec
     fingerprint: str
-    folder: Path
+    folder: Location
     videos: str
     codecs: Codecs
 
@@ -104,27 +107,28 @@ def draw_synthetic(config: RunConfig) -> Path:
     if not data.fps.is_integer():
         raise UserError(f"data.fps={data.fps}: synthetic videos have a whole number of frames per second")
     fps = int(data.fps)
-    folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
+    root = Path(config.run.root) / "datasets" if isinstance(config.data_root, S3Path) else config.data_root
+    folder = root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
     with writing(folder):
         write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, fps)
     return folder
 
 
-def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
-    """(the finished data set, whether it was there already), encoded by `workers` actors of one busy CPU each.
+def prepare(job: EncodeJob, workers: int | None, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
+    """(the finished data set, whether it was there already), encoded on `workers` CPUs, or on all that the cluster has.
 
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
     Raises UserError when no training data comes of the videos, or when the folder cannot be written.
     """
-    if (job.folder / manifest.FILE).exists():
+    if storage.size(job.folder / manifest.FILE) is not None:
         return open_dataset(job.folder), True
     check_buckets(job.sources.sources, job.spec, job.videos)
     tokenizer_folder = job.folder / TOKENIZER_FOLDER
-    if not (tokenizer_folder / "tokenizer.json").exists():  # which is written last
+    if storage.size(tokenizer_folder / TOKENIZER_FILE) is None:  # which is written last
         tokenizer = job.codecs.tokenizer or fit_tokenizer(job.sources.sources, job)
         with writing(job.folder):
             job.codecs.save_text(tokenizer_folder)
-            tokenizer.save(tokenizer_folder)
+            save_tokenizer(tokenizer, tokenizer_folder)
     records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
     fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
     made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, **fingerprints)
@@ -141,8 +145,18 @@ def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
         raise UserError(f"{job.videos}: {error}") from None
 
 
+def save_tokenizer(tokenizer: VideoTokenizer | Description, folder: Location) -> None:
+    """Into a folder on a disk or in S3."""
+    if isinstance(folder, Path):
+        tokenizer.save(folder)
+        return
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as made:
+        tokenizer.save(Path(made))
+        storage.copy_tree(Path(made), folder, last=TOKENIZER_FILE)
+
+
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Location) -> Iterator[None]:
     """Says in the user's words that the operating system lets nothing be written to a folder below data.root."""
     try:
         yield

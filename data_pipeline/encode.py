@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from data_pipeline.text import TextEncoder
 from data_pipeline.tokenizers import VideoTokenizer
 
 PIECE_BYTES = 16 << 20  # of frames that travel from a decoder to an encoder at once, if a clip is not larger
+READS = 16  # records asked for at a time
 TRIES = 3  # processes that decoding a source must kill before the source is to blame
 
 
@@ -184,6 +186,15 @@ def read_finished(chunk: Chunk, work: str, folder: Location) -> ChunkRecord | No
     if not all(is_intact(folder, shard) for shard in shards):
         return None
     return ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), tuple(shards))
+
+
+def finished_chunks(chunks: Sequence[Chunk], works: Sequence[str], folder: Location) -> dict[int, ChunkRecord]:
+    """The records, by index, of the chunks that were completed before. One listing rules out most of the others."""
+    there = {path.stem for path, _ in storage.list_files(folder / "sources")}
+    likely = [index for index, chunk in enumerate(chunks) if all(source.id in there for source in chunk.sources)]
+    with ThreadPoolExecutor(READS) as pool:
+        found = pool.map(lambda index: read_finished(chunks[index], works[index], folder), likely)
+        return {index: record for index, record in zip(likely, found, strict=True) if record}
 
 
 def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos") -> Iterator[np.ndarray]:

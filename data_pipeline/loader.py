@@ -50,11 +50,7 @@ class Dataset:
     @cached_property
     def tokenizer(self) -> VideoTokenizer:
         """Raises UserError when the folder's tokenizer is not the one its latents were made with."""
-        with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
-            folder = self.folder / TOKENIZER_FOLDER
-            if isinstance(folder, S3Path):
-                storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
-            tokenizer = load_tokenizer(copy if isinstance(folder, S3Path) else folder)
+        tokenizer = tokenizer_at(self.folder / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
@@ -134,12 +130,15 @@ class SampleSet:
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
+        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
+        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
         by_shard: dict[int, list[int]] = {}
         for item, (shard, _) in enumerate(places):
             by_shard.setdefault(shard, []).append(item)
         for shard, items in by_shard.items():
             for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
-                latents[item] = self._dataset.normalise(np.moveaxis(unpack(parts["latent"]), 1, -1))
+                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
+                latents[item] = np.divide(exact, scale, out=exact)
                 vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)
@@ -179,6 +178,15 @@ class MixedBatches:
         bucket, before = self.mixture.at(step)
         size = self.sizes[bucket]
         return self.sets[bucket], range(before * size, (before + 1) * size)
+
+
+def tokenizer_at(folder: Location) -> VideoTokenizer:
+    """The tokenizer saved in a folder on a disk or in S3. Raises UserError naming the file that is missing or of an unknown kind."""
+    if not isinstance(folder, S3Path):
+        return load_tokenizer(folder)
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
+        storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
+        return load_tokenizer(copy)
 
 
 def open_dataset(folder: str | Location, cache: ShardCache | None = None, generation: int | None = None) -> Dataset:

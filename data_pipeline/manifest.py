@@ -173,13 +173,13 @@ def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
 
 def normalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """Raw latents [..., T, h, w, C] -> float32 with zero mean per kind and channel and unit scale per kind."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return ((latents - mean) / scale).astype(np.float32)
 
 
 def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """The inverse of normalise."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return (latents * scale + mean).astype(np.float32)
 
 
@@ -238,7 +238,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
+def by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
     """mean [T, 1, 1, C] and scale [T, 1, 1, 1] of `count` latent frames."""
     kind = np.minimum(np.arange(count), 1)
     return np.array(statistics.mean)[kind][:, None, None], statistics.scale()[kind][:, None, None, None]

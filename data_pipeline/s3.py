@@ -191,7 +191,8 @@ def fault(error: BaseException) -> Fault:
     if isinstance(error, FileNotFoundError):
         return "missing"
     local = isinstance(error, OSError) and error.filename is not None  # our own disk, not the network
-    return "refused" if local or isinstance(error, TypeError | ValueError | AttributeError) else "transient"
+    ours = isinstance(error, TypeError | ValueError | AttributeError) or type(error).__name__ == "ParamValidationError"
+    return "refused" if local or ours else "transient"
 
 
 def _line(path: S3Path, kind: Fault, reason: str) -> str:

@@ -4,8 +4,9 @@ Readers ask it for a copy, the loader tells it what will be read next. Any numbe
 import contextlib
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 from data_pipeline import storage
 from data_pipeline.shard_index import ShardError, digest
@@ -22,7 +23,8 @@ class ShardCache:
         self.folder, self.limit = folder, limit
         self._coming: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shard-cache")
+        self._asked: SimpleQueue[tuple[Future[None], Location, ShardEntry] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def open(self, entry: ShardEntry) -> int | None:
         """A descriptor of the local copy, or None while there is none. Raises ShardError when what came was damaged."""
@@ -44,11 +46,29 @@ class ShardCache:
             known = self._coming.get(entry.sha256)
             if self._place(entry).exists() or entry.bytes > self.limit or (known and not known.done()):
                 return
-            self._coming[entry.sha256] = self._pool.submit(self._fetch, path, entry)
+            if not self._threads:  # daemons: what is still to come must not hold up the end of a process
+                self._threads = [threading.Thread(target=self._work, name="shard-cache", daemon=True) for _ in range(DOWNLOADS)]
+                for thread in self._threads:
+                    thread.start()
+            future = self._coming[entry.sha256] = Future()
+        self._asked.put((future, path, entry))
 
     def close(self) -> None:
-        """Drops what has not begun to come and waits for the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        """Waits for all that was asked for and ends the threads."""
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            future, path, entry = asked
+            try:
+                self._fetch(path, entry)
+                future.set_result(None)
+            except Exception as error:  # told to whoever opens the shard
+                future.set_exception(error)
 
     def _fetch(self, path: Location, entry: ShardEntry) -> None:
         copy = self._place(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import UserError
 from data_pipeline.filters import FilterThresholds
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Promotion, Stage
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,7 +42,9 @@ class DataSection(Section):
     videos: str | None = None  # a folder, file, glob, S3 prefix, table, tars or Hugging Face data set; none: synthetic moving shapes
     captions: str | None = None
     images: bool = False  # also stills, as clips of one frame: a bucket of one frame beside every stage's
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     tokenizer: str = (
@@ -129,8 +134,13 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
@@ -146,6 +156,8 @@ FREE_KEYS = (
     "train.max_restarts",
     "sample",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 

@@ -39,7 +39,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     torch.set_num_threads(payload["threads"])
     device = join_group(payload, listener)
     joined = perf_counter()
-    dataset = open_dataset(Path(payload["dataset"]))
+    dataset = open_dataset(payload["dataset"], config.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -208,6 +208,7 @@ def client_error(code: str, status: int) -> ClientError:
         (ConnectionResetError(), "transient"),
         (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), "refused"),
         (TypeError("a mistake of ours"), "refused"),
+        (ParamValidationError(report="Invalid bucket name"), "refused"),
     ],
 )
 def test_faults_that_may_pass_are_told_from_those_that_will_not(error: Exception, kind: str) -> None:
