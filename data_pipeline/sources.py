@@ -88,7 +88,7 @@ def _check_names(entries: list[Entry], place: str) -> None:
         raise UserError(f"{place} names {twice} more than once: keep one")
 
 
-def read_captions(path: str | Path) -> dict[str, str]:
+def read_captions(path: Path) -> dict[str, str]:
     """Captions by the file name as written in the table."""
     try:
         text = path.read_bytes().decode("utf-8-sig")

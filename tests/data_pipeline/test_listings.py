@@ -171,12 +171,13 @@ def test_the_estimate_is_near_what_encoding_gives(synthetic_videos: Path, tmp_pa
 
 
 def test_a_bucket_that_no_source_can_fill_is_refused_before_any_work_with_the_counts(videos: list[Path], tmp_path: Path) -> None:
-    (videos[0].parent / "words.mp4").write_bytes(b"words")
+    for name in ("words.mp4", "more words.mp4"):  # one of which is held out
+        (videos[0].parent / name).write_bytes(b"words")
     sources = list_sources(videos[0].parent).sources
     check_buckets(sources, SPEC, "in")
-    with pytest.raises(UserError, match=r"no video in in fits bucket 17x32x32 \(too_short 2, unreadable 1\)"):
+    with pytest.raises(UserError, match=r"no video in in fits bucket 17x32x32 \(too_short 3, unreadable 1\)"):
         check_buckets(sources, EncodeSpec(fps=8, buckets=(BUCKET, Bucket(17, 32, 32))), "in")
-    with pytest.raises(UserError, match=r"bucket 5x64x64 \(too_small 2, unreadable 1\)"):
+    with pytest.raises(UserError, match=r"bucket 5x64x64 \(too_small 3, unreadable 1\)"):
         check_buckets(sources, EncodeSpec(fps=8, buckets=(Bucket(5, 64, 64),)), "in")
 
 

@@ -4,6 +4,7 @@ Encodes in this process what is added; what trains on an older generation is not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from data_pipeline import manifest as manifests
 from data_pipeline.encode import encode_chunk
@@ -13,7 +14,6 @@ from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import list_sources, read_captions
 from data_pipeline.text import load_text
-from trainer.config import split_override
 
 USAGE = """usage: python trainer/main.py dataset folder=<data set> and one of
   add=<videos> [captions=<table>]
@@ -24,7 +24,7 @@ KEYS = {"folder", "add", "captions", "remove.ids", "remove.caption", "remove.lic
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """Prints what the new generation holds."""
-    given = {key: str(value) for key, value in map(split_override, arguments)}
+    given = {key: text for key, _, text in (argument.partition("=") for argument in arguments)}  # not as YAML: ids look like numbers
     unknown = set(given) - KEYS
     if unknown or "folder" not in given or len(given) < 2:
         raise UserError(f"{f'{min(unknown)}: unknown key; ' if unknown else ''}{USAGE}")
@@ -43,7 +43,7 @@ def _next_generation(dataset: Dataset, given: Mapping[str, str]) -> Manifest:
     if "add" in given:
         return _add(dataset, given["add"], given.get("captions"))
     if "captions" in given:
-        return recaption(old, folder, read_captions(given["captions"]), load_text(folder / TOKENIZER_FOLDER, old.spec))
+        return recaption(old, folder, read_captions(Path(given["captions"])), load_text(folder / TOKENIZER_FOLDER, old.spec))
     ids = filter(None, given.get("remove.ids", "").split(","))
     return remove(old, folder, choose(ids, given.get("remove.caption"), given.get("remove.licence")))
 
