@@ -16,10 +16,11 @@ from cluster.encode import Progress, encode_dataset
 from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
 from data_pipeline.codecs import Codecs, choose_codecs
-from data_pipeline.encode import plan_chunks, sample_for_fit
+from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import check_buckets
 from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location, S3Path
@@ -29,6 +30,8 @@ from data_pipeline.tokenizers import VideoTokenizer, tokenizer_fingerprint
 from data_pipeline.tokenizers.description import Description
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
+
+Encode = Callable[[Sequence[Chunk], EncodeSpec, Location, Location, int | None, Callable[[Progress], None]], list[ChunkRecord]]
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,9 @@ class EncodeJob:
 
 
 def encode_spec(config: RunConfig) -> EncodeSpec:
-    """What the recipe asks of the encoder: one bucket per distinct stage shape. Raises UserError naming the key."""
-    codecs, shapes = chosen_codecs(config), {(stage.frames, stage.height, stage.width) for stage in config.curriculum.stages}
-    if config.data.images:
-        shapes |= {(1, height, width) for _, height, width in shapes}
+    """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
+    codecs = chosen_codecs(config)
+    shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
     data = config.data
     try:
         return EncodeSpec(
@@ -114,7 +116,9 @@ def draw_synthetic(config: RunConfig) -> Path:
     return folder
 
 
-def prepare(job: EncodeJob, workers: int | None, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
+def prepare(
+    job: EncodeJob, workers: int | None, on_progress: Callable[[Progress], None], encode: Encode = encode_dataset
+) -> tuple[Dataset, bool]:
     """(the finished data set, whether it was there already), encoded on `workers` CPUs, or on all that the cluster has.
 
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
@@ -129,7 +133,7 @@ def prepare(job: EncodeJob, workers: int | None, on_progress: Callable[[Progress
         with writing(job.folder):
             job.codecs.save_text(tokenizer_folder)
             save_tokenizer(tokenizer, tokenizer_folder)
-    records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
+    records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
     fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
     made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, **fingerprints)
     with writing(job.folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -114,6 +114,11 @@ class SampleSet:
         """The key of the sample at a global position: "<source id>-<clip number>"."""
         shard, row = self._place(position)
         return self._reader(shard).key(row)
+
+    def meta(self, position: int) -> dict[str, Any]:
+        """What the shard tells about the sample at a global position: caption, source, fps, filter values and so on."""
+        shard, row = self._place(position)
+        return self._reader(shard).meta(row)
 
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""

@@ -14,10 +14,8 @@ import numpy as np
 import safetensors
 
 from data_pipeline import storage
-from data_pipeline.shard_index import PARTS, ShardError, ShardIndex, digest, index_path, read_index
+from data_pipeline.shard_index import PARTS, ShardIndex, digest, index_path, read_index
 from data_pipeline.storage import Location
-
-__all__ = ["ShardError"]
 
 
 @dataclass(frozen=True)

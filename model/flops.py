@@ -9,9 +9,10 @@ from model.visibility import Visibility
 def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) -> int:
     """FLOPs of one sample's forward: the trunk over the sequence that `visibility` describes, the head on `supervised` tokens."""
     tokens, width = visibility.starts[-1], config.width
-    linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * config.text_tokens
-    attention = 2 * width * (visibility.pairs() + tokens * config.text_tokens)
-    embeddings = config.latent_channels * width * tokens + config.text_width * width * config.text_tokens
+    told = config.text_tokens + len(config.conditions)
+    linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * told
+    attention = 2 * width * (visibility.pairs() + tokens * told)
+    embeddings = config.latent_channels * width * tokens + width * (config.text_width * config.text_tokens + 256 * len(config.conditions))
     return 2 * (config.depth * (linears + attention) + embeddings) + head_flops(config, supervised)
 
 
