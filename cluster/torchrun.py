@@ -26,7 +26,7 @@ from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import load_text
 from trainer import events, lease, weights
 from trainer.checkpoint.commit import check_ids, resume_point
 from trainer.config import RunConfig, recipe_hash
@@ -117,7 +117,7 @@ def encode_here(
     on_progress: Callable[[Progress], None],
 ) -> list[ChunkRecord]:
     """cluster.encode.encode_dataset in this process, one chunk after the other."""
-    tokenizer, text = tokenizer_at(tokenizer_folder), HashingText(spec.text_width, spec.text_tokens)
+    tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
     return [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in chunks]
 
 

@@ -14,10 +14,8 @@ import numpy as np
 import safetensors
 
 from data_pipeline import storage
-from data_pipeline.shard_index import PARTS, ShardError, ShardIndex, digest, index_path, read_index
+from data_pipeline.shard_index import PARTS, ShardIndex, digest, index_path, read_index
 from data_pipeline.storage import Location
-
-__all__ = ["ShardError"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,11 @@ class ShardEntry:
     count: int
     bytes: int
     sha256: str
+
+
+def source_of(key: str) -> str:
+    """The id of the source that a sample's key, "<source id>-<clip number>", names."""
+    return key.rpartition("-")[0]
 
 
 def shard_path(folder: Location, entry: ShardEntry) -> Location:
