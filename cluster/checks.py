@@ -8,6 +8,7 @@ from data_pipeline.loader import Dataset
 from data_pipeline.spec import EncodeSpec
 from model.config import named_size
 from trainer.config import RunConfig
+from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import global_batch, plan_layout
 
 
@@ -15,7 +16,9 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     """Raises UserError when the model or a stage cannot be: sizes that do not divide, too few samples for the workers, a name twice."""
     try:
         changes = {"heads": config.model.heads} if config.model.heads else {}
-        named_size(config.model.size, latent_channels=spec.channels, text_width=spec.text_width, text_tokens=spec.text_tokens, **changes)
+        model = named_size(
+            config.model.size, latent_channels=spec.channels, text_width=spec.text_width, text_tokens=spec.text_tokens, **changes
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
     names = [stage.name for stage in config.curriculum.stages]
@@ -27,13 +30,19 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
             raise UserError(
                 f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}"
             )
-        plan_layout(
+        parallel, samples = config.parallel, global_batch(stage.tokens_per_step, frames, height * width)
+        layout = plan_layout(
             stage.name,
-            global_batch(stage.tokens_per_step, frames, height * width),
+            samples,
             config.cluster.workers,
             config.train.micro_batch,
-            config.parallel.zero,
+            parallel.zero,
+            parallel.tp,
+            parallel.sp,
+            parallel.megatron_sp,
         )
+        lengths = sequence_lengths(config.train.supervision, config.train.masks_per_frame, frames, height * width)
+        check_divisible(stage.name, layout, model.heads, lengths)
 
 
 def check_samples(config: RunConfig, dataset: Dataset) -> None:

@@ -125,7 +125,8 @@ class Run:
         committed, index = state.step, state.stage
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
-            world = usable(len(self.seats), samples_per_step(stage, self.dataset))
+            replica = self.config.parallel.tp * self.config.parallel.sp
+            world = usable(len(self.seats), samples_per_step(stage, self.dataset), replica)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue

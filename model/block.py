@@ -27,13 +27,14 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(config.width, config.width, bias=False) for _ in range(3))
         self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, eps=1e-6) for _ in range(2))
         self.out = nn.Linear(config.width, config.width)
+        self.attend = attend  # sequence parallelism puts its exchange around it
 
     def forward(self, x_BLD: Tensor, rotary: Rotary, visibility: Visibility | None, cache: KVCache | None, block: int) -> Tensor:
         q, k, v = (split_heads(project(x_BLD), self.head_dim) for project in (self.q, self.k, self.v))
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
         if cache is not None:
             k, v = cache.write(block, k, v)
-        return self.out(rearrange(attend(q, k, v, visibility, self.backend), "b n l d -> b l (n d)"))
+        return self.out(rearrange(self.attend(q, k, v, visibility, self.backend), "b n l d -> b l (n d)"))
 
 
 class CrossAttention(nn.Module):

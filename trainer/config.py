@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
 from trainer.curriculum import Promotion, Stage
@@ -62,9 +62,18 @@ class ClusterSection(Section):
 
 
 class ParallelSection(Section):
-    tp: Literal[1] = 1
-    sp: Literal[1] = 1
-    zero: Literal[0, 1] = 1
+    tp: int = Field(1, ge=1)  # tensor parallel: heads and FFN channels are dealt to so many ranks
+    megatron_sp: bool = False  # with tp > 1: between its layers the tokens are cut over the same ranks
+    sp: int = Field(1, ge=1)  # Ulysses: the tokens are cut over so many ranks everywhere but in attention
+    zero: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: nothing, moments and masters, gradients too, weights too
+    offload: bool = False  # the optimiser's part of memory and work to the CPU; needs zero >= 1
+    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and matrix products; masters, moments and losses stay in fp32
+
+    @model_validator(mode="after")
+    def needs_zero(self) -> ParallelSection:
+        if not self.zero and (self.offload or self.precision == "bf16"):
+            raise ValueError("zero=0 keeps no fp32 masters apart: set parallel.zero to 1, 2 or 3 for offload or bf16")
+        return self
 
 
 class TrainSection(Section):
@@ -126,7 +135,11 @@ class RunConfig(Section):
 FREE_KEYS = (
     "run.root",
     "cluster",
-    "parallel",
+    "parallel.tp",
+    "parallel.megatron_sp",
+    "parallel.sp",
+    "parallel.zero",
+    "parallel.offload",
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",

@@ -1,161 +1,151 @@
-"""DeepSpeed around an untouched model: the one place that knows ZeRO. Lists what it holds as flat fragments of logical tensors.
+"""DeepSpeed around a parallelised model: the one place that knows ZeRO. Lists what it holds as flat fragments of logical tensors.
 
-The loop sees losses in and a step result out; checkpoints see fragments.
+The loop sees micro-batches in, losses and a step result out; checkpoints see fragments.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.config import TrainSection
-from trainer.optimizer import adamw
+from model.supervision import TrainingBatch
+from model.videomar import VideoMAR
+from trainer.checkpoint.fragments import Box, Fragment
+from trainer.config import ParallelSection, TrainSection
+from trainer.ema import Ema
+from trainer.optimizer import adam_state, adamw
+from trainer.parallel.mesh import DeepSpeedMesh, Mesh
+from trainer.parallel.sequence import own_rows
+from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
+from trainer.zero import flat_parts, publish_masters
 
-
-@dataclass(frozen=True)
-class Fragment:
-    """Elements [start, stop) of the flattened logical tensor `name`, as this rank holds them in fp32.
-
-    tensors: 1-D views by kind: weight, exp_avg, exp_avg_sq, ema. Writing into them changes the training state.
-    """
-
-    name: str
-    start: int
-    stop: int
-    tensors: dict[str, Tensor]
-
-
-@dataclass
-class FlatGroup:
-    """What ZeRO (or nothing) left of one parameter group on this rank: a flat fp32 master, its optimiser state and its moving average."""
-
-    master: Tensor
-    state: dict[str, Tensor]
-    ema: Tensor
-    places: list[tuple[str, int, int, int]]  # name, start and stop in the logical tensor, offset in the master
+BUCKET = 50_000_000  # elements of a gradient or parameter bucket in ZeRO's collectives
 
 
 class Engine:
-    """A model, its optimiser and its moving average under one layout."""
+    """A model, its optimiser and its moving average under one layout.
 
-    def __init__(self, model: nn.Module, train: TrainSection, layout: Layout) -> None:
+    accepts: whether a step of this gradient norm counts; if not, it changes neither weights nor moments, nor Adam's step nor the
+    average. May be replaced, by the same rule on every rank.
+    """
+
+    def __init__(self, model: VideoMAR, train: TrainSection, parallel: ParallelSection, mesh: Mesh) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # Its shared-memory kernel serves inference only, and would be compiled for a minute at the first start on a machine.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.layout, self.ema_decay, self.clip = layout, train.ema, train.clip
+        self.mesh, self.layout, self.clip = mesh, mesh.layout, train.clip
+        self.device = next(model.parameters()).device
+        self.accepts: Callable[[float], bool] = math.isfinite
+        self.shards = {name: shard_of(name, tuple(parameter.shape), mesh) for name, parameter in model.named_parameters()}
+        optimizer = adamw(model, train)
+        optimizer.gate = lambda: self.accepts(self.norm())
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(model, train),
-            config={
-                "train_micro_batch_size_per_gpu": layout.micro_batch,
-                "gradient_accumulation_steps": layout.accumulation,
-                "gradient_clipping": train.clip if layout.zero else 0.0,
-                "zero_optimization": {"stage": layout.zero},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": 10**9,
-            },
+            optimizer=optimizer,
+            config=deepspeed_config(self.layout, train.clip, parallel.precision, parallel.offload),
+            mpu=DeepSpeedMesh(mesh),
         )
-        self.groups = self.zero_groups(model) if layout.zero else self.plain_groups(model)
+        self.parts = flat_parts(model, self.optimizer, self.layout.zero)
+        adam = self.optimizer.optimizer if self.layout.zero else self.optimizer
+        self.moments = [adam_state(adam, part.master) for part in self.parts]
+        self.ema = Ema([part.master for part in self.parts], train.ema)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> VideoMAR:
         """The model whose parameters are being trained."""
         return self.deepspeed.module
+
+    def losses(self, inputs: TrainingBatch) -> Tensor:
+        """Loss sums per sample and frame [B, T], of this rank's rows; over mesh.loss_group they add up to the batch's."""
+        return self.deepspeed(own_rows(inputs, self.mesh).to(self.device))
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate one micro-batch's gradients, and after the last one of a step update the weights."""
         self.deepspeed.backward(loss)
         if not self.layout.zero and self.deepspeed.is_gradient_accumulation_boundary():
-            self.plain_norm = self.clip_plain()
+            self.plain_norm = clip_plain(self.model, self.mesh, self.clip)
         self.deepspeed.step()
 
-    def clip_plain(self) -> float:
-        """Without ZeRO: clip, and return the norm before. DeepSpeed would keep no norm and step into a NaN."""
-        parameters = list(self.model.parameters())
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        else:
-            self.deepspeed.zero_grad()  # to None: the optimiser passes every parameter over
-        return float(norm)
+    def norm(self) -> float:
+        """The gradient's norm before clipping, of the step that is being or was last made; inf or NaN when it is not finite."""
+        return float(self.optimizer._global_grad_norm) if self.layout.zero else self.plain_norm
 
     def finish_step(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, skipped). Gradients that are not finite change neither weights nor moments nor average."""
-        norm = float(self.deepspeed.get_global_grad_norm()) if self.layout.zero else self.plain_norm
-        skipped = not math.isfinite(norm)
+        """(gradient norm before clipping, skipped)."""
+        norm = self.norm()
+        skipped = not self.accepts(norm)
         if not skipped:
-            for group in self.groups:
-                group.ema.lerp_(group.master.detach(), 1.0 - self.ema_decay)
+            self.ema.update()
         return norm, skipped
 
     def set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def fragments(self) -> list[Fragment]:
-        """Every piece of every logical tensor this rank holds; over the ranks of a ZeRO layout they cover each tensor once."""
+    def named_fragments(self) -> list[Fragment]:
+        """Every piece of every logical tensor this rank holds; over all ranks they cover each tensor, some of it more than once
+        (ranks with equal fragments hold equal numbers)."""
         fragments = []
-        for group in self.groups:
-            flat = {
-                "weight": group.master.detach(),
-                "exp_avg": group.state["exp_avg"],
-                "exp_avg_sq": group.state["exp_avg_sq"],
-                "ema": group.ema,
-            }
-            for name, start, stop, offset in group.places:
-                views = {kind: tensor.view(-1)[offset : offset + stop - start] for kind, tensor in flat.items()}
-                fragments.append(Fragment(name, start, stop, views))
+        for part, moments, ema in zip(self.parts, self.moments, self.ema.averages, strict=True):
+            flat = {"weight": part.master.detach(), "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"], "ema": ema}
+            for span in part.spans:
+                views = {kind: tensor.view(-1)[span.offset : span.offset + span.stop - span.start] for kind, tensor in flat.items()}
+                fragments.append(Fragment(span.name, *self.shards[span.name], span.start, span.stop, views))
         return fragments
 
     def set_optimizer_step(self, steps: int) -> None:
         """Adam's step count, which is the same for every parameter."""
-        for group in self.groups:
-            group.state["step"].fill_(float(steps))
+        for moments in self.moments:
+            moments["step"].fill_(float(steps))
 
     def publish_masters(self) -> None:
         """After fragments were overwritten: bring the parameters that compute in line with the fp32 masters, on every rank."""
-        if not self.layout.zero:
-            return
-        zero = self.optimizer
-        for partitions, master in zip(zero.parallel_partitioned_bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-            own = partitions[torch.distributed.get_rank(zero.dp_process_group)]
-            own.data.copy_(master.data)
-            torch.distributed.all_gather([part.data for part in partitions], own.data.clone(), group=zero.dp_process_group)
-
-    def zero_groups(self, model: nn.Module) -> list[FlatGroup]:
-        """ZeRO-1 and 2: each parameter group is flattened in order and cut into equal partitions, one per data-parallel rank."""
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        zero, groups = self.optimizer, []
-        rank = torch.distributed.get_rank(zero.dp_process_group)
-        for index, master in enumerate(zero.single_partition_of_fp32_groups):
-            begin, end = rank * master.numel(), (rank + 1) * master.numel()
-            places, offset = [], 0
-            for parameter in zero.round_robin_bit16_groups[index]:
-                start, stop = max(begin, offset), min(end, offset + parameter.numel())
-                if start < stop:
-                    places.append((names[id(parameter)], start - offset, stop - offset, start - begin))
-                offset += parameter.numel()
-            groups.append(FlatGroup(master, adam_state(zero.optimizer, master), master.detach().clone(), places))
-        return groups
-
-    def plain_groups(self, model: nn.Module) -> list[FlatGroup]:
-        """No ZeRO: every rank holds every parameter whole."""
-        return [
-            FlatGroup(parameter, adam_state(self.optimizer, parameter), parameter.detach().clone(), [(name, 0, parameter.numel(), 0)])
-            for name, parameter in model.named_parameters()
-        ]
+        publish_masters(self.optimizer, self.layout.zero)
 
 
-def adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
-    """The optimiser's state of one tensor, made now (it would be at the first step) so that a commit can be loaded into it."""
-    state = optimizer.state[tensor]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor.data), torch.zeros_like(tensor.data)
-    return state
+def shard_of(name: str, extent: tuple[int, ...], mesh: Mesh) -> tuple[tuple[int, ...], Box]:
+    """(shape of the logical tensor, this rank's box of it) of a parameter that is `extent` large here."""
+    dim, tp, index = partition_dim(name), mesh.layout.tp, mesh.place.tp_rank
+    if dim is None or tp == 1:
+        return extent, Box((0,) * len(extent), extent)
+    shape = tuple(size * tp if axis == dim else size for axis, size in enumerate(extent))
+    return shape, Box(tuple(size * index if axis == dim else 0 for axis, size in enumerate(extent)), extent)
+
+
+def deepspeed_config(layout: Layout, clip: float, precision: str, offload: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration. At stage 0 it clips nothing: its own clipping keeps no norm and steps into a NaN."""
+    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_clipping": clip if layout.zero else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def clip_plain(model: nn.Module, mesh: Mesh, clip: float) -> float:
+    """Without ZeRO: clip, and return the norm before, every logical element counted once."""
+    counted = mesh.layout.tp == 1 or mesh.place.tp_rank == 0
+    gradients = [
+        parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and (counted or partition_dim(name) is not None)
+    ]
+    square = nn.utils.get_total_norm(gradients).square()
+    if mesh.layout.tp > 1:
+        dist.all_reduce(square, group=mesh.tp_group)
+    norm = square.sqrt()
+    nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    return float(norm)

@@ -25,6 +25,7 @@ from trainer.curriculum import RunState, Stage, promotion_reason
 from trainer.engine import Engine
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
+from trainer.parallel.places import place_of
 from trainer.planner import Layout
 from trainer.units import Unit
 
@@ -48,6 +49,11 @@ class StageTask:
     draws: Draws
     held_out: SampleSet
     held_out_draws: Draws
+
+    @property
+    def dp_rank(self) -> int:
+        """Which data-parallel replica this rank is of; the ranks of one replica work on the same samples."""
+        return place_of(self.rank, self.layout).dp_rank
 
 
 Commit = Callable[[RunState, str], float]  # (state, reason) -> seconds it took
@@ -84,7 +90,7 @@ def passes(task: StageTask, state: RunState) -> Iterator[tuple[StepPlan, Unit]]:
     position = state.samples.get(task.draws.shape.bucket, 0)
     while True:
         plan = task.draws.plan(range(position, position + task.samples), task.layout)
-        yield from ((plan, unit) for unit in plan.units[task.rank])
+        yield from ((plan, unit) for unit in plan.units[task.dp_rank])
         position += task.samples
 
 
@@ -104,21 +110,21 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         asked = time.perf_counter()
         plan, batch = next(batches)
         waited += time.perf_counter() - asked
-        losses_BT = weighted_losses(engine.deepspeed, batch, task.device)
+        losses_BT = weighted_losses(engine, batch)
         # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
         engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
         loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
-    dist.all_reduce(loss_by_frame)
+    dist.all_reduce(loss_by_frame, group=engine.mesh.loss_group)
     norm, skipped = engine.finish_step()
     state = state.stepped(task.draws.shape.bucket, task.samples, skipped)
     seconds = time.perf_counter() - started - waited
     return state, step_metrics(task, plan, state, loss_by_frame.tolist(), norm, lr, seconds, waited)
 
 
-def weighted_losses(model: Callable[..., Tensor], batch: MicroBatch, device: torch.device) -> Tensor:
+def weighted_losses(engine: Engine, batch: MicroBatch) -> Tensor:
     """Loss sums per sample and frame [B, T]; a row of weight 0 adds nothing, not even a NaN, but stays in the graph."""
-    losses_BT = model(batch.inputs.to(device)).float()
-    real_B1 = batch.weights.to(device)[:, None] > 0
+    losses_BT = engine.losses(batch.inputs)
+    real_B1 = batch.weights.to(losses_BT.device)[:, None] > 0
     return torch.where(real_B1, losses_BT, torch.zeros_like(losses_BT))
 
 
@@ -128,10 +134,10 @@ def evaluate(task: StageTask, engine: Engine) -> float:
     engine.model.eval()
     plan = task.held_out_draws.plan(range(min(task.train.evaluate_samples, len(task.held_out))), task.layout)
     total = torch.zeros((), device=task.device)
-    for unit in plan.units[task.rank]:
+    for unit in plan.units[task.dp_rank]:
         batch = micro_batch(plan, unit, task.held_out_draws, task.held_out, engine.model.head)
-        total += weighted_losses(engine.model, batch, task.device).sum()
-    dist.all_reduce(total)
+        total += weighted_losses(engine, batch).sum()
+    dist.all_reduce(total, group=engine.mesh.loss_group)
     engine.model.train()
     return float(total) / plan.supervised
 

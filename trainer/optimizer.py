@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import TrainSection
 
@@ -17,8 +20,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
+class GatedAdamW(torch.optim.AdamW):
+    """AdamW that does nothing, not even count the step, while its gate is closed. Every ZeRO stage ends in this one call, after it
+    has computed the gradient's norm, so a skipped step is the same at all of them."""
+
+    gate: Callable[[], bool] = staticmethod(lambda: True)
+
+    def step(self, closure: Any = None) -> None:
+        if self.gate():
+            super().step(closure)
+
+
+def adamw(model: nn.Module, train: TrainSection) -> GatedAdamW:
+    return GatedAdamW(parameter_groups(model, train.weight_decay), lr=train.lr, betas=train.betas, eps=1e-8, fused=True)
+
+
+def adam_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
+    """The optimiser's state of one tensor, made now (it would be at the first step) so that a commit can be loaded into it."""
+    state = optimizer.state[tensor]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor.data), torch.zeros_like(tensor.data)
+    return state
 
 
 def learning_rate(train: TrainSection, scale: float, step: int) -> float:

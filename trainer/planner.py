@@ -30,23 +30,31 @@ def global_batch(tokens_per_step: int, frames: int, tokens: int) -> int:
     return max(1, round(tokens_per_step / (frames * tokens)))
 
 
-def plan_layout(stage: str, samples: int, world: int, max_micro_batch: int, zero: int) -> Layout:
+def plan_layout(
+    stage: str, samples: int, world: int, max_micro_batch: int, zero: int, tp: int = 1, sp: int = 1, megatron_sp: bool = False
+) -> Layout:
     """The layout with the fewest passes whose padding is at most 5 %; smaller micro-batches are tried before refusing."""
-    if samples < world:
+    if world % (tp * sp):
+        raise UserError(f"{world} workers are not a multiple of parallel.tp={tp} x parallel.sp={sp}: change cluster.workers or the degrees")
+    replicas = world // (tp * sp)
+    if samples < replicas:
         raise UserError(
             f"stage {stage}: {samples} samples per step cannot be spread over {world} workers; "
             "raise its tokens_per_step or lower cluster.workers"
         )
-    smallest = -(-samples // (world * max_micro_batch))
-    for accumulation in range(smallest, -(-samples // world) + 1):
-        micro_batch = -(-samples // (world * accumulation))
-        if padding(samples, world, micro_batch) <= MAX_PADDING:
-            return Layout(world, 1, 1, zero, micro_batch, -(-samples // (world * micro_batch)))
+    smallest = -(-samples // (replicas * max_micro_batch))
+    for accumulation in range(smallest, -(-samples // replicas) + 1):
+        micro_batch = -(-samples // (replicas * accumulation))
+        if padding(samples, replicas, micro_batch) <= MAX_PADDING:
+            passes = -(-samples // (replicas * micro_batch))
+            return Layout(replicas, tp, sp, zero, micro_batch, passes, megatron_sp and tp > 1)
     raise UserError(
         f"stage {stage}: {samples} samples per step do not divide over {world} workers with at most 5 % padding; change tokens_per_step"
     )
 
 
-def usable(world: int, samples: int) -> int:
-    """The largest number of workers, at most `world`, that a step of `samples` samples can be spread over with at most 5 % padding."""
-    return next(count for count in range(min(world, samples), 0, -1) if padding(samples, count, 1) <= MAX_PADDING)
+def usable(world: int, samples: int, replica: int = 1) -> int:
+    """The largest number of workers, at most `world`, that a step of `samples` samples can be spread over with at most 5 % padding;
+    `replica` = tp x sp of them work on one sample. 0 when there are too few for that."""
+    counts = range(min(world // replica, samples), 0, -1)
+    return replica * next((count for count in counts if padding(samples, count, 1) <= MAX_PADDING), 0)

@@ -28,7 +28,9 @@ from trainer.curriculum import RunState
 from trainer.engine import Engine
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
-from trainer.parallel.activations import checkpoint_blocks, compile_blocks
+from trainer.parallel.apply import parallelise
+from trainer.parallel.mesh import build_mesh
+from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import global_batch, plan_layout
 
 
@@ -43,13 +45,11 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state = found.state if found else RunState()
     task = stage_task(config, dataset, state, payload, device)
-    model = initial_model(config, task.model).to(device)
-    checkpoint_blocks(model, config.train.checkpointing)
-    if config.train.compile:
-        compile_blocks(model)
-    engine = Engine(model, config.train, task.layout)
+    mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model)
+    parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
+    engine = Engine(model, config.train, config.parallel, mesh)
     if found:
-        store.load_fragments(found.folder, engine.fragments())
+        store.load_fragments(found.folder, engine.named_fragments())
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
@@ -98,11 +98,16 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
     data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision = supervision_of(config.train)
+    supervision, parallel = supervision_of(config.train), config.parallel
+    layout = plan_layout(
+        stage.name, samples, payload["world"], config.train.micro_batch, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp
+    )
+    lengths = sequence_lengths(config.train.supervision, config.train.masks_per_frame, shape.frames, shape.tokens)
+    check_divisible(stage.name, layout, model.heads, lengths)
     return StageTask(
         stage=stage,
         train=config.train,
-        layout=plan_layout(stage.name, samples, payload["world"], config.train.micro_batch, config.parallel.zero),
+        layout=layout,
         rank=payload["rank"],
         generation=payload["generation"],
         samples=samples,
@@ -126,7 +131,7 @@ def commit(
     own = None
     if engine.layout.zero or task.rank == 0:  # without ZeRO every rank holds the same
         path = folder / f"rank-{task.rank:05d}.safetensors"
-        store.save_fragments(path, engine.fragments())
+        store.save_fragments(path, engine.named_fragments())
         own = commits.file_record(path)
     dist.all_gather_object(records, own)
     if journal:

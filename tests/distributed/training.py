@@ -96,7 +96,7 @@ def planted(name: str, rank: int) -> Any:
     if name == "gradient scaled":
         return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * 2))
     if name == "padding counts":
-        return patch.object(trainer.loop, "weighted_losses", lambda engine, batch, device: engine(batch.inputs))
+        return patch.object(trainer.loop, "weighted_losses", lambda engine, batch: engine.losses(batch.inputs))
     if name == "a sample is NaN":
         return patch.object(SampleSet, "fetch", fetch_with_a_nan)
     assert not name, f"unknown mistake {name}"

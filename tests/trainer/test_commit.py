@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from trainer import lease
 from trainer.checkpoint.commit import MARKER, Commit, commit_folder, commits, file_record, last_commit, prune, resume_point, write_marker
+from trainer.checkpoint.fragments import Box, Fragment
 from trainer.checkpoint.store import load_fragments, load_tensors, save_fragments
 from trainer.curriculum import RunState
-from trainer.engine import Fragment
 from trainer.journal import Fenced, Journal
 from trainer.metrics import metrics_path
 
@@ -100,11 +100,16 @@ def test_pruning_keeps_the_newest_the_stage_ends_and_nothing_torn(tmp_path: Path
     assert not torn.exists()
 
 
+def part(name: str, size: int, low: int, high: int, weight: torch.Tensor) -> Fragment:
+    """Elements [low, high) of a logical vector that no rank shards otherwise."""
+    return Fragment(name, (size,), Box((0,), (size,)), low, high, {"weight": weight})
+
+
 def cut(tensor: torch.Tensor, name: str, parts: int) -> list[list[Fragment]]:
     """The flattened tensor cut in `parts` nearly equal ranges, one per rank."""
     edges = [round(tensor.numel() * part / parts) for part in range(parts + 1)]
     flat = tensor.flatten()
-    return [[Fragment(name, low, high, {"weight": flat[low:high].clone()})] if low < high else [] for low, high in pairwise(edges)]
+    return [[part(name, tensor.numel(), low, high, flat[low:high].clone())] if low < high else [] for low, high in pairwise(edges)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -123,8 +128,8 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
 
 
 def test_a_commit_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
-    save_fragments(tmp_path / "rank-00000.safetensors", [Fragment("w", 0, 3, {"weight": torch.ones(3)})])
+    save_fragments(tmp_path / "rank-00000.safetensors", [part("w", 3, 0, 3, torch.ones(3))])
     with pytest.raises(ValueError, match="2 elements of weight of w are missing"):
-        load_fragments(tmp_path, [Fragment("w", 0, 5, {"weight": torch.zeros(5)})])
+        load_fragments(tmp_path, [part("w", 5, 0, 5, torch.zeros(5))])
     with pytest.raises(ValueError, match="no complete weight of other"):
         load_tensors(tmp_path, "weight", {"other": torch.Size([2])})

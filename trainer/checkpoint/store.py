@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.checkpoint.commit import fsync
-from trainer.engine import Fragment
+from trainer.checkpoint.fragments import Fragment
 
 
 def key_of(name: str, kind: str, start: int, stop: int) -> str:

@@ -1,0 +1,101 @@
+"""Where a rank stands in the layout and whom it talks to: groups per axis, and the adapter that tells DeepSpeed.
+
+Built once per process by process.py; everything in this folder and the engine takes its groups from here. Knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import deepspeed
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import init_device_mesh
+
+from trainer.parallel.places import Place, place_of
+from trainer.planner import Layout
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place in the layout and its process group along every axis."""
+
+    layout: Layout
+    place: Place
+    tp_group: ProcessGroup
+    sp_group: ProcessGroup
+    dp_group: ProcessGroup
+    replica_group: ProcessGroup  # dp x sp: the ranks that hold the same shard of the model; ZeRO spreads over it
+
+    @property
+    def loss_group(self) -> ProcessGroup:
+        """The ranks whose losses add up to the step's, each having computed other rows."""
+        world = dist.group.WORLD
+        assert world is not None
+        return world if self.layout.megatron_sp else self.replica_group
+
+
+def build_mesh(layout: Layout, device: str = "cpu") -> Mesh:
+    """Make the process groups of a layout; every rank of the world calls it, in the same order, once the world's own group is there."""
+    # DeepSpeed's shared-memory kernel serves inference only, and would be compiled for a minute at the first start on a machine.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)  # its collectives go through the process group that is there
+    mesh = init_device_mesh(device, (layout.dp, layout.sp, layout.tp), mesh_dim_names=("dp", "sp", "tp"))
+    replica = mesh["dp", "sp"]._flatten("replica")
+    return Mesh(
+        layout=layout,
+        place=place_of(dist.get_rank(), layout),
+        tp_group=mesh.get_group("tp"),
+        sp_group=mesh.get_group("sp"),
+        dp_group=mesh.get_group("dp"),
+        replica_group=replica.get_group(),
+    )
+
+
+class DeepSpeedMesh:
+    """The names by which DeepSpeed asks for a mesh ("mpu"). Its sequence-data group is the replica group."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:
+        return self.mesh.place.tp_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.mesh.layout.tp
+
+    def get_model_parallel_group(self) -> ProcessGroup:
+        return self.mesh.tp_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_sequence_parallel_rank(self) -> int:
+        return self.mesh.place.sp_rank
+
+    def get_sequence_parallel_world_size(self) -> int:
+        return self.mesh.layout.sp
+
+    def get_sequence_parallel_group(self) -> ProcessGroup:
+        return self.mesh.sp_group
+
+    def get_sequence_data_parallel_rank(self) -> int:
+        return dist.get_rank(self.mesh.replica_group)
+
+    def get_sequence_data_parallel_world_size(self) -> int:
+        return self.mesh.layout.dp * self.mesh.layout.sp
+
+    def get_sequence_data_parallel_group(self) -> ProcessGroup:
+        return self.mesh.replica_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.mesh.place.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.mesh.layout.dp
+
+    def get_data_parallel_group(self) -> ProcessGroup:
+        """dp x sp, not dp: ZeRO-3 partitions parameters over this group and reduces gradients over the sequence-data group. With two
+        different groups it trains wrong and says nothing."""
+        return self.mesh.replica_group
