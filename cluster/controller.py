@@ -23,6 +23,7 @@ from trainer.checkpoint.commit import Commit, resume_point
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
 from trainer.inspection import report
+from trainer.micro_batches import limits
 from trainer.planner import global_batch, usable
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
@@ -127,11 +128,14 @@ class Run:
             self.stage_step = self.state().stage_step
             replica = self.config.parallel.tp * self.config.parallel.sp
             world = usable(len(self.seats), samples_per_step(stage, self.dataset), replica)
+            fitting = limits(self.folder)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
             failures, committed = (failures + 1 if step == committed else 1), step
+            if limits(self.folder) != fitting:  # out of memory: the next one plans with a smaller micro-batch, nothing has failed
+                failures = 0
             self.terminal.say(
                 f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
             )

@@ -89,6 +89,7 @@ class TrainSection(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
+    preflight: bool = True  # a new run first tries the largest batch of every stage
     commit_every: int = Field(50, ge=1)  # optimiser steps
     keep_commits: int = Field(2, ge=1)
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
@@ -107,6 +108,17 @@ class SampleSection(Section):
     guidance: float = Field(1.5, ge=1)
 
 
+class PlanSection(Section):
+    """What `plan` and the planner are told about the cluster; device figures other than these are a data sheet's (planning/cost.py)."""
+
+    world: int = Field(8, ge=1, le=16_384)  # devices
+    per_node: int = Field(8, ge=1)
+    device: Literal["A100", "H100", "H200"] = "H100"
+    memory: str | None = None  # per device, as in 80GB or 80GiB; default: the device's
+    efficiency: float = Field(0.4, gt=0, le=1)  # fraction of its peak at which a device computes matrix products
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -120,6 +132,7 @@ class RunConfig(Section):
     train: TrainSection = TrainSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    plan: PlanSection = PlanSection()
 
     @property
     def run_folder(self) -> Path:
@@ -143,10 +156,12 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
+    "train.preflight",
     "train.commit_every",
     "train.keep_commits",
     "train.max_restarts",
     "sample",
+    "plan",
     "data.root",
 )
 

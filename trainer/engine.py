@@ -25,9 +25,8 @@ from trainer.parallel.mesh import DeepSpeedMesh, Mesh
 from trainer.parallel.sequence import own_rows
 from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
+from trainer.planning.memory import BUCKET, LIVE
 from trainer.zero import flat_parts, publish_masters
-
-BUCKET = 50_000_000  # elements of a gradient or parameter bucket in ZeRO's collectives
 
 
 class Engine:
@@ -120,7 +119,14 @@ def shard_of(name: str, extent: tuple[int, ...], mesh: Mesh) -> tuple[tuple[int,
 
 def deepspeed_config(layout: Layout, clip: float, precision: str, offload: bool) -> dict[str, Any]:
     """DeepSpeed's configuration. At stage 0 it clips nothing: its own clipping keeps no norm and steps into a NaN."""
-    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    zero: dict[str, Any] = {
+        "stage": layout.zero,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
+    }
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {

@@ -24,14 +24,16 @@ from trainer.batches import Draws, Shape, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
-from trainer.curriculum import RunState
+from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
+from trainer.micro_batches import limits
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
-from trainer.planner import global_batch, plan_layout
+from trainer.planner import Layout, global_batch, plan_layout, usable
+from trainer.preflight import Trial, preflight, smaller_next_time
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
@@ -59,7 +61,12 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
     save = partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits, journal)
     publish, event = (journal.step, journal.event) if journal else (silence, silence)
-    run_stage(task, engine, state, save, publish, event)
+    if not found and config.train.preflight:
+        flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
+        figures = preflight(run_folder, engine, task.model, task.draws.supervision, trials)
+        event("preflight", seconds=perf_counter() - flown, stages=figures)
+    with smaller_next_time(run_folder, task.stage.name, task.layout, device):
+        run_stage(task, engine, state, save, publish, event)
     dist.destroy_process_group()
 
 
@@ -91,6 +98,23 @@ def initial_model(config: RunConfig, model: ModelConfig) -> VideoMAR:
     return VideoMAR(model)
 
 
+def stage_trials(config: RunConfig, dataset: Dataset, world: int, run: Path) -> list[Trial]:
+    """Every stage as this world, or what a stage can use of it, would run it."""
+    trials = []
+    for stage in config.curriculum.stages:
+        frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), dataset.manifest.spec.stride)
+        samples = global_batch(stage.tokens_per_step, frames, height * width)
+        used = usable(world, samples, config.parallel.tp * config.parallel.sp)
+        trials.append(Trial(stage.name, stage_layout(config, stage, samples, used, run), frames, height, width))
+    return trials
+
+
+def stage_layout(config: RunConfig, stage: Stage, samples: int, world: int, run: Path) -> Layout:
+    """The layout of a stage, with the micro-batch that the recipe and earlier generations' memory allow."""
+    parallel, largest = config.parallel, min(config.train.micro_batch, limits(run).get(stage.name, config.train.micro_batch))
+    return plan_layout(stage.name, samples, world, largest, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+
+
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
@@ -98,10 +122,8 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape, samples = Shape(bucket.id, frames, height * width), global_batch(stage.tokens_per_step, frames, height * width)
     data, held_out = dataset.split(bucket.id, "train", config.seed), dataset.split(bucket.id, "held_out", config.seed)
-    supervision, parallel = supervision_of(config.train), config.parallel
-    layout = plan_layout(
-        stage.name, samples, payload["world"], config.train.micro_batch, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp
-    )
+    supervision = supervision_of(config.train)
+    layout = stage_layout(config, stage, samples, payload["world"], Path(payload["run"]))
     lengths = sequence_lengths(config.train.supervision, config.train.masks_per_frame, shape.frames, shape.tokens)
     check_divisible(stage.name, layout, model.heads, lengths)
     return StageTask(

@@ -15,7 +15,7 @@ from trainer.planning.workload import Workload
 
 BUCKET = 50_000_000  # elements of a gradient or parameter bucket in ZeRO's collectives, as engine.py sets it
 FLAT = 500_000_000  # gradients that DeepSpeed copies together for one all-reduce without ZeRO
-LIVE = 1_000_000_000  # parameters that ZeRO-3 leaves gathered, DeepSpeed's default
+LIVE = 100_000_000  # parameters that ZeRO-3 may leave gathered
 TIME_FEATURES = 256
 FP32 = 4
 
@@ -35,6 +35,11 @@ class Numerics:
     def size(self) -> int:
         """Bytes of an element that a matrix product reads or writes."""
         return 2 if self.precision == "bf16" else FP32
+
+    @property
+    def norm_size(self) -> int:
+        """The same of what a LayerNorm keeps: under CUDA's autocast it computes in fp32."""
+        return FP32 if self.cuda else self.size
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def activations(work: Workload, layout: Layout, numerics: Numerics) -> Activatio
     supervised = layout.micro_batch * sequence.most_supervised(shards) * model.head_repeats * model.head_width
     saved = {
         "none": block_saves(work, layout, numerics, stream, whole, inner),
-        # the block's input and the outputs of matrix products: q, k, v, attention, cross-attention's q and itself, up; three into the stream
+        # the block's input, and outputs of matrix products: q, k, v, attention, cross-attention's q, itself, up; three into the stream
         "selective": size * (stream + (6 + model.ffn_ratio) * inner + 3 * whole),
         "full": size * stream,
     }
@@ -99,20 +104,21 @@ def activations(work: Workload, layout: Layout, numerics: Numerics) -> Activatio
         blocks=model.depth * saved[layout.checkpointing],
         one_block=saved["none"],
         recomputes=layout.checkpointing != "none",
-        outside=3 * size * stream + (2 + 2 * model.text_width // model.width) * size * caption
+        outside=3 * size * stream
+        + (2 + 2 * model.text_width // model.width) * size * caption
         + model.depth * (norm + 2 * size) * caption // layout.tp,
-        head=size * (8 + 10 * model.head_depth) * supervised,
+        head=(size * (8 + 10 * model.head_depth) + 2 * (numerics.norm_size - size) * (1 + model.head_depth)) * supervised,
         head_work=4 * size * supervised + 2 * size * rows * model.width // layout.sp,
         block_work=size * ((2 * model.ffn_ratio + 1) * inner + 3 * whole),
         text_gradients=model.depth * 2 * size * caption // layout.tp,
-    )  # fmt: skip
+    )
 
 
 def block_saves(work: Workload, layout: Layout, numerics: Numerics, stream: int, whole: int, inner: int) -> int:
     """Bytes that one block keeps for its backward pass when nothing is recomputed."""
     size = numerics.size
-    normed = FP32 if numerics.cuda else size  # under CUDA's autocast a LayerNorm keeps an fp32 copy of its input
-    streams = 2 * normed * stream + 3 * size * whole  # inputs of both LayerNorms; what enters attention, cross-attention and FFN
+    # Inputs of both LayerNorms; what enters attention, cross-attention and FFN.
+    streams = 2 * numerics.norm_size * stream + 3 * size * whole
     norms = 3 * (size if numerics.cuda else 2 * FP32) * inner  # of q, k and cross-attention's q
     products = size * (5 + (2 if numerics.cuda else 3) + 2 * work.model.ffn_ratio) * inner  # q, k, v, attention twice; q, out; FFN
     copies = 0 if numerics.cuda else 2 * size * inner * work.longest.copied_keys // work.longest.tokens

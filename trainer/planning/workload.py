@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from statistics import NormalDist
 
 from data_pipeline.buckets import Bucket, latent_shape
@@ -34,16 +36,19 @@ class Sequence:
 
     def most_supervised(self, shards: int) -> int:
         """The most supervised tokens that one of `shards` equal contiguous pieces holds."""
-        size, frame = self.tokens // shards, self.frame_tokens
-        overlaps = (
-            sum(
-                max(0, min((piece + 1) * size, (place + 1) * frame) - max(piece * size, place * frame))
-                for place, masked in enumerate(self.masked)
-                if masked
-            )
-            for piece in range(shards)
-        )
-        return max(overlaps)
+        return fullest(self.masked, self.frame_tokens, self.tokens // shards)
+
+
+@lru_cache(maxsize=1024)
+def fullest(masked: tuple[bool, ...], frame: int, size: int) -> int:
+    """The most tokens of masked frame copies in any of the pieces of `size` tokens that a sequence of such copies is cut into."""
+    before = [0, *accumulate(frame * copy for copy in masked)]
+
+    def until(token: int) -> int:
+        place, rest = divmod(token, frame)
+        return before[place] + (rest if rest and masked[place] else 0)
+
+    return max(until(start + size) - until(start) for start in range(0, len(masked) * frame, size))
 
 
 def one_frame(kept: int, tokens: int) -> Sequence:
