@@ -65,8 +65,11 @@ class Engine:
         return self.deepspeed(own_rows(inputs, self.mesh).to(self.device))
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate one micro-batch's gradients, and after the last one of a step update the weights."""
-        self.deepspeed.backward(loss)
+        """Accumulate one micro-batch's gradients, and after the last one of a step update the weights.
+
+        loss: this rank's summand of the step's loss. DeepSpeed averages over the replica group and over the micro-batches.
+        """
+        self.deepspeed.backward(loss * (self.layout.dp * self.layout.sp * self.layout.accumulation))
         if not self.layout.zero and self.deepspeed.is_gradient_accumulation_boundary():
             self.plain_norm = clip_plain(self.model, self.mesh, self.clip)
         self.deepspeed.step()

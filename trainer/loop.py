@@ -111,8 +111,7 @@ def train_step(task: StageTask, engine: Engine, state: RunState, batches: Batche
         plan, batch = next(batches)
         waited += time.perf_counter() - asked
         losses_BT = weighted_losses(engine, batch)
-        # DeepSpeed averages over dp and accumulation; the step's loss is a mean over all its supervised tokens.
-        engine.backward(losses_BT.sum() * (layout.dp * layout.accumulation / plan.supervised))
+        engine.backward(losses_BT.sum() / plan.supervised)  # the step's loss is a mean over all its supervised tokens
         loss_by_frame[: losses_BT.shape[1]] += losses_BT.detach().sum(0)
     dist.all_reduce(loss_by_frame, group=engine.mesh.loss_group)
     norm, skipped = engine.finish_step()

@@ -31,7 +31,7 @@ SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_dept
 def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
     """A tiny recipe that tests can trust to notice mistakes: high learning rate, no warm-up, clipping always active."""
     settings = {
-        "lr": 2e-3,
+        "lr": 1e-3,
         "clip": 0.05,
         "ema": 0.9,
         "micro_batch": 20,
@@ -40,12 +40,13 @@ def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
         "commit_every": 100,
         **train,
     }
-    zero = settings.pop("zero", 1)
+    parallel = {"zero": settings.pop("zero", 1)} | settings.pop("parallel", {})
+    heads = settings.pop("heads", None)
     return RunConfig.model_validate(
         {
-            "model": {"size": "tiny"},
+            "model": {"size": "tiny", "heads": heads},
             "train": settings,
-            "parallel": {"zero": zero},
+            "parallel": parallel,
             "curriculum": {"stages": stages},
             "run": {"name": "test"},
         }

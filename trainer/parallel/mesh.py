@@ -24,8 +24,7 @@ class Mesh:
     place: Place
     tp_group: ProcessGroup
     sp_group: ProcessGroup
-    dp_group: ProcessGroup
-    replica_group: ProcessGroup  # dp x sp: the ranks that hold the same shard of the model; ZeRO spreads over it
+    replica_group: ProcessGroup  # dp x sp: the ranks that hold the same part of the model; ZeRO spreads over it
 
     @property
     def loss_group(self) -> ProcessGroup:
@@ -47,13 +46,17 @@ def build_mesh(layout: Layout, device: str = "cpu") -> Mesh:
         place=place_of(dist.get_rank(), layout),
         tp_group=mesh.get_group("tp"),
         sp_group=mesh.get_group("sp"),
-        dp_group=mesh.get_group("dp"),
         replica_group=replica.get_group(),
     )
 
 
 class DeepSpeedMesh:
-    """The names by which DeepSpeed asks for a mesh ("mpu"). Its sequence-data group is the replica group."""
+    """The names by which DeepSpeed asks for a mesh ("mpu"): a model-parallel group, and one group for all else.
+
+    It is not told of sequence parallelism: it would then partition ZeRO-3's weights over another group than its gradients, and sum over
+    the sequence group at stages 0 to 2 but average over it at stage 3. The ranks of a replica group hold the same weights and different
+    losses, and all stages average over it; the engine scales the loss by its size.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -71,31 +74,11 @@ class DeepSpeedMesh:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
-    def get_sequence_parallel_rank(self) -> int:
-        return self.mesh.place.sp_rank
-
-    def get_sequence_parallel_world_size(self) -> int:
-        return self.mesh.layout.sp
-
-    def get_sequence_parallel_group(self) -> ProcessGroup:
-        return self.mesh.sp_group
-
-    def get_sequence_data_parallel_rank(self) -> int:
+    def get_data_parallel_rank(self) -> int:
         return dist.get_rank(self.mesh.replica_group)
 
-    def get_sequence_data_parallel_world_size(self) -> int:
+    def get_data_parallel_world_size(self) -> int:
         return self.mesh.layout.dp * self.mesh.layout.sp
 
-    def get_sequence_data_parallel_group(self) -> ProcessGroup:
-        return self.mesh.replica_group
-
-    def get_data_parallel_rank(self) -> int:
-        return self.mesh.place.dp_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self.mesh.layout.dp
-
     def get_data_parallel_group(self) -> ProcessGroup:
-        """dp x sp, not dp: ZeRO-3 partitions parameters over this group and reduces gradients over the sequence-data group. With two
-        different groups it trains wrong and says nothing."""
         return self.mesh.replica_group
