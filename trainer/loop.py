@@ -27,10 +27,8 @@ from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
 from trainer.parallel.places import place_of
 from trainer.planner import Layout
+from trainer.planning.cost import DEVICES
 from trainer.units import Unit
-
-# Dense bf16 peaks in FLOP/s by a part of the device's name; an unknown device gives an MFU of 0, not a crash.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ def step_flops(task: StageTask, plan: StepPlan) -> int:
 def peak_flops(device: torch.device) -> float:
     """The device's dense bf16 peak in FLOP/s, 0 where it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+    return next((known.flops for part, known in DEVICES.items() if part in name), 0.0)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 
 COMMANDS = {
     "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
-    "plan": ("trainer.commands.plan", "print the layout, memory and step time of every stage on a cluster that need not be there"),
+    "plan": ("trainer.commands.plan", "plan: the layout, memory and step time of every stage on a cluster that need not be there"),
 }
 
 HELP = """usage: python trainer/main.py [command] [key=value ...]

@@ -127,8 +127,10 @@ def memory_history(device: torch.device) -> Iterator[None]:
         yield
         return
     torch.cuda.memory._record_memory_history(max_entries=100_000)
-    yield
-    torch.cuda.memory._record_memory_history(enabled=None)
+    try:
+        yield
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 def keep_snapshot(run: Path, stage: str, device: torch.device) -> str | None:
