@@ -5,26 +5,27 @@ A generation's end, whatever its reason, leads to the same three lines: draw the
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import dataset as datasets
-from cluster import generation, run_folder, session, summary
-from cluster.checks import check_samples, check_stages
+from cluster import generation, run_folder, session, summary, torchrun
+from cluster.checks import check_initial, check_samples, check_stages
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
-from data_pipeline.buckets import Bucket, latent_shape
-from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset
 from trainer import config as configs
-from trainer import events, lease
-from trainer.checkpoint.commit import Commit, resume_point
+from trainer import events, lease, weights
+from trainer.checkpoint.commit import Commit, check_ids, resume_point
+from trainer.checkpoint.files import is_sound
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
 from trainer.inspection import report
 from trainer.micro_batches import limits
-from trainer.planner import global_batch, usable
+from trainer.mixture import ingredients
+from trainer.planner import usable
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
@@ -37,21 +38,30 @@ PRELOAD = [
 ]
 
 
+def preload(config: RunConfig) -> list[str]:
+    """What the seats of a run import ahead; PEFT and Megatron only where they are used."""
+    used = {"peft": config.train.lora.rank > 0, "trainer.parallel.layers": config.parallel.tp > 1}
+    return PRELOAD + [module for module, needed in used.items() if needed]
+
+
 class RunFailed(Exception):
     """The run cannot go on by itself; says why and where to look."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
-    config, terminal = configs.load(arguments), Terminal()
+    config, terminal = weights.resolved(configs.load(arguments)), Terminal()
+    if config.cluster.launcher == "torchrun":
+        return torchrun.command(config, environment)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     run_folder.check(config, inside_job)
     spec = datasets.encode_spec(config)
     check_stages(config, spec)
+    matched = check_initial(config, spec)
     job = datasets.find(config, spec)
     address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     try:
-        train(config, job, address, terminal)
+        train(config, job, matched, address, terminal)
     except RunFailed as failure:
         terminal.say(f"failed: {failure}")
         return 1
@@ -60,11 +70,11 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     return 0
 
 
-def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, terminal: Terminal) -> None:
+def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | None, address: str | None, terminal: Terminal) -> None:
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
     with session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, PRELOAD, threads=cpus)
+        seats = make_seats(workers, cpus, preload(config), threads=cpus)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
@@ -78,6 +88,10 @@ def train(config: RunConfig, job: datasets.EncodeJob, address: str | None, termi
             events.record(
                 run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
             )
+            if matched:
+                for line in weights.summary(matched, config.train.init):
+                    terminal.say(line)
+                events.record(run, "initial", **vars(config.train.init), **vars(matched))
             Run(config, run, number, dataset, seats, terminal).to_the_end()
         finally:
             seats.close()
@@ -91,6 +105,8 @@ class Run:
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
         self.stage_step = 0
+        self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
+        self.passed_over: set[str] = set()
 
     def to_the_end(self) -> None:
         """All stages, then the samples and the report."""
@@ -106,13 +122,16 @@ class Run:
             self.terminal.say(line)
 
     def resume_point(self) -> Commit | None:
-        """The commit to go on from. Raises UserError when it was made on other data."""
-        found = resume_point(self.folder)
-        if found and found.dataset != self.dataset.id:
-            raise UserError(
-                f"{self.folder} was trained on another data set than {self.dataset.folder}: "
-                "the videos or the libraries that encode them have changed; choose another run.name"
-            )
+        """The commit to go on from; says which newer ones cannot be. Raises UserError when it was made of other data."""
+        point = resume_point(self.folder, self.is_sound)
+        for folder, reason in point.passed_over:
+            if folder not in self.passed_over:
+                self.terminal.say(f"commit {folder} is passed over: {reason}")
+                events.record(self.folder, "passed_over", commit=folder, reason=reason)
+        self.passed_over |= {folder for folder, _ in point.passed_over}
+        found = point.commit
+        if found:
+            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
         return found
 
     def state(self) -> RunState:
@@ -126,8 +145,9 @@ class Run:
         committed, index = state.step, state.stage
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
+            parts = ingredients(stage, self.dataset.manifest.spec.stride)
             replica = self.config.parallel.tp * self.config.parallel.sp
-            world = usable(len(self.seats), samples_per_step(stage, self.dataset), replica)
+            world = usable(len(self.seats), [part.samples for part in parts], replica)
             fitting = limits(self.folder)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
@@ -171,9 +191,3 @@ class Run:
         if message["kind"] == "step":
             self.stage_step += 1
             self.terminal.show(self.line.text(message, self.stage_step))
-
-
-def samples_per_step(stage: Stage, dataset: Dataset) -> int:
-    """The stage's global batch on this data set's latents."""
-    frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), dataset.manifest.spec.stride)
-    return global_batch(stage.tokens_per_step, frames, height * width)

@@ -13,10 +13,11 @@ from pathlib import Path
 from cluster.encode import Progress, encode_dataset
 from data_pipeline import manifest
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import plan_chunks, sample_for_fit
+from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.filters import FilterThresholds
 from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.synthetic import write_synthetic
@@ -24,6 +25,8 @@ from data_pipeline.text.hashing import HashingText
 from data_pipeline.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
+
+Encode = Callable[[Sequence[Chunk], EncodeSpec, Path, Path, int, Callable[[Progress], None]], list[ChunkRecord]]
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class EncodeJob:
 
 
 def encode_spec(config: RunConfig) -> EncodeSpec:
-    """What the recipe asks of the encoder: one bucket per distinct stage shape. Raises UserError naming the key."""
-    shapes = {(stage.frames, stage.height, stage.width) for stage in config.curriculum.stages}
+    """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
+    shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
     data = config.data
     try:
         return EncodeSpec(
@@ -86,7 +89,7 @@ def draw_synthetic(config: RunConfig) -> Path:
     return folder
 
 
-def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
+def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None], encode: Encode = encode_dataset) -> tuple[Dataset, bool]:
     """(the finished data set, whether it was there already), encoded by `workers` actors of one busy CPU each.
 
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
@@ -99,7 +102,7 @@ def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None
         fitted = fit_tokenizer(job.sources.sources, job)
         with writing(job.folder):
             fitted.save(tokenizer_folder)
-    records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
+    records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
     tokenizer = load_tokenizer(tokenizer_folder)
     made = manifest.build(
         records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint

@@ -9,7 +9,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from trainer import lease
-from trainer.checkpoint.commit import write_durably
+from trainer.checkpoint.files import write_durably
 from trainer.config import RunConfig, dump, first_difference
 
 CONFIG = "config.yaml"

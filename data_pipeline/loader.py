@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -87,10 +87,14 @@ class SampleSet:
         reader, row = self._locate(position)
         return reader.key(row)
 
+    def meta(self, position: int) -> dict[str, Any]:
+        """What the shard tells about the sample at a global position: caption, source, fps, filter values and so on."""
+        reader, row = self._locate(position)
+        return reader.meta(row)
+
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""
-        reader, row = self._locate(position)
-        return str(reader.meta(row)["caption"])
+        return str(self.meta(position)["caption"])
 
     def fetch(self, positions: Sequence[int]) -> Batch:
         """The samples at these global positions, in this order. Safe to call from several threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
@@ -10,16 +11,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from model.flash import attend_flash
 from model.visibility import Visibility
 
 
 def attend_chunked(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
     """Part by part against just the keys it sees: no L x L mask exists, forbidden blocks cost nothing, any fused kernel serves."""
-    outputs, both = [], [visibility.reorder(x) for x in (k_BNLd, v_BNLd)]
-    for queries, keys in visibility.chunks:
-        k, v = (x[:, :, keys[0]] if len(keys) == 1 else torch.cat([x[:, :, part] for part in keys], dim=2) for x in both)
-        outputs.append(F.scaled_dot_product_attention(q_BNLd[:, :, queries], k, v))
-    return torch.cat(outputs, dim=2)
+    queries = q_BNLd.split([part.tokens for part in visibility.parts], dim=2)
+    chunks = zip(queries, seen_by_part(k_BNLd, visibility), seen_by_part(v_BNLd, visibility), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in chunks], dim=2)
+
+
+def seen_by_part(x_BNLd: Tensor, visibility: Visibility) -> Iterator[Tensor]:
+    """The keys (or values) that each part sees, in the parts' order.
+
+    A slice's gradient is a tensor of zeros as long as what it was cut from. So the sequence is split, whose gradient is one
+    concatenation, and parts that see the same run of clean keys share one slice.
+    """
+    pieces = x_BNLd.split([part.tokens for part in visibility.parts], dim=2)
+    clean = torch.cat([x_BNLd[:, :, :0], *(pieces[place] for place in visibility.clean)], dim=2)
+    runs: dict[tuple[int, int], Tensor] = {}
+    for clean_runs, masked in visibility.chunks:
+        for start, stop in clean_runs:
+            runs.setdefault((start, stop), clean[:, :, start:stop])
+        seen = [*(runs[run] for run in clean_runs), *(pieces[place] for place in masked)]
+        yield seen[0] if len(seen) == 1 else torch.cat(seen, dim=2)
 
 
 def attend_dense(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility) -> Tensor:
@@ -34,7 +50,7 @@ def attend_flex(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visi
     return attend_blocks(q_BNLd, k_BNLd, v_BNLd, block_mask=mask)
 
 
-BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense, "flex": attend_flex}
+BACKENDS = {"sdpa-chunked": attend_chunked, "dense": attend_dense, "flex": attend_flex, "flash": attend_flash}
 
 
 def attend(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Visibility | None, backend: str = "auto") -> Tensor:

@@ -41,14 +41,15 @@ class KVCache:
         self.values[block][:, :, self.length : stop] = v_BNLd
         return self.keys[block][:, :, :stop], self.values[block][:, :, :stop]
 
-    def keep(self, tokens: int) -> None:
-        """Keep the last written `tokens` tokens, whole frames of one size: in free room, or in the place of the oldest."""
-        if self.length + tokens <= self.room:
-            self.length += tokens
-            return
-        assert self.length == self.room, "frames of one size fill the room exactly"
-        for tensor in (*self.keys, *self.values):
-            tensor[:, :, self.oldest : self.oldest + tokens] = tensor[:, :, self.room : self.room + tokens]
-        self.oldest += tokens
-        if self.oldest + tokens > self.room:
-            self.oldest = self.sink
+    def keep(self, frames: int, tokens: int) -> None:
+        """Keep the last written `frames` frames of `tokens` tokens each: in free room, or each in the place of the oldest."""
+        written = self.length
+        for start in range(written, written + frames * tokens, tokens):
+            if self.length + tokens <= self.room:
+                self.length += tokens
+                continue
+            for tensor in (*self.keys, *self.values):
+                tensor[:, :, self.oldest : self.oldest + tokens] = tensor[:, :, start : start + tokens]
+            self.oldest += tokens
+            if self.oldest + tokens > self.room:
+                self.oldest = self.sink

@@ -21,6 +21,9 @@ class ModelConfig:
     text_width: int = 1536
     text_tokens: int = 300
     text_dropout: float = 0.1
+    conditions: tuple[str, ...] = ()  # what the model is told beside the caption: any of model.conditions.UNITS
+    condition_dropout: float = 0.1  # each on its own; a dropped caption takes all of them along
+    block: int = 1  # latent frames that are masked, generated and cached together; frame 0 is alone
     rope_base: tuple[float, float, float] = (10_000.0, 10_000.0, 10_000.0)  # per axis t, h, w
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)  # positions are multiplied by it: below 1 to go beyond what was trained
     rope_split: tuple[int, int, int] = (2, 1, 1)
@@ -47,6 +50,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.rope_split {self.rope_split} does not divide the {pairs} rotary pairs of a head of {self.head_dim} channels"
             )
+        if unknown := set(self.conditions) - {"fps", "motion", "context_noise"}:
+            raise ValueError(f"model.conditions names {sorted(unknown)[0]!r}: choose among fps, motion, context_noise")
+        if not 1 <= self.block <= 4:
+            raise ValueError(f"model.block is {self.block}: choose 1 to 4 latent frames")
         if self.head not in ("ddpm", "flow"):
             raise ValueError(f"model.head is {self.head!r}: choose ddpm or flow")
         if self.flow_solver not in ("euler", "heun"):

@@ -18,9 +18,10 @@ def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) 
 def trunk_flops(config: ModelConfig, tokens: int, pairs: int) -> int:
     """FLOPs of everything before the head, for one sample of L tokens in which attention sees `pairs` (query, key) token pairs."""
     width = config.width
-    linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * config.text_tokens
-    attention = 2 * width * (pairs + tokens * config.text_tokens)
-    embeddings = config.latent_channels * width * tokens + config.text_width * width * config.text_tokens
+    told = config.text_tokens + len(config.conditions)
+    linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * told
+    attention = 2 * width * (pairs + tokens * told)
+    embeddings = config.latent_channels * width * tokens + width * (config.text_width * config.text_tokens + 256 * len(config.conditions))
     return 2 * (config.depth * (linears + attention) + embeddings)
 
 

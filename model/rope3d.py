@@ -41,7 +41,7 @@ def rotary_table(positions_L3: Tensor, config: ModelConfig, dtype: torch.dtype) 
 
 
 def rotate(x_BNLd: Tensor, rotary: Rotary) -> Tensor:
-    """Turn channel pair (j, j + head_dim / 2) of every head by its token's angle (rotate-half convention)."""
+    """Turn channel pair (j, j + head_dim / 2) of every head by its token's angle (rotate-half convention), in the table's precision."""
     cos, sin = rotary
     first, second = x_BNLd.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BNLd.dtype)

@@ -6,8 +6,8 @@ Called by whatever wants videos of a trained model; owns no state but the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from model.cache import KVCache
+from model.config import ModelConfig
+from model.heads import full_precision
 from model.reveal import reveal_schedule
 from model.rope3d import grid_positions
+from model.supervision import units
 from model.videomar import VideoMAR
 from model.visibility import Part, Visibility, frame_causal
 
@@ -50,7 +53,8 @@ class SamplingConfig:
 
     iterations: reveals per frame; head_steps: denoising steps per token; guidance: the final weight, 1 switches the second branch off;
     away_from: what the second branch lacks (text | history | both); sink, window: latent frames that stay visible, the first ones and
-    the newest (window 0: all); context_noise: standard deviation of noise added to every context frame, for models trained with it.
+    the newest (window 0: all); context_noise, context_masked: standard deviation of noise added to finished frames and fraction of their
+    tokens masked again, for models trained with it; conditions: values of the model's conditions, by name.
     """
 
     iterations: int = 64
@@ -62,6 +66,8 @@ class SamplingConfig:
     sink: int = 1
     window: int = 0
     context_noise: float = 0.0
+    context_masked: float = 0.0
+    conditions: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.head_steps) < 1:
@@ -71,12 +77,13 @@ class SamplingConfig:
 
 
 class Branch:
-    """One way to see the same videos: with its text or the null text, with its history or without."""
+    """One way to see the same videos: with what they are told (caption, conditions) or the null text, with their history or without."""
 
-    def __init__(self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, null_text: bool, cache: KVCache | None) -> None:
+    def __init__(self, model: VideoMAR, told: tuple[Tensor, Tensor, Tensor], null: bool, cache: KVCache | None) -> None:
+        text_BKE, length_B, conditions_BQ = told
+        drop = torch.full((len(text_BKE),), null, device=text_BKE.device)
         self.model, self.cache = model, cache
-        drop = torch.full((len(text_BKE),), null_text, device=text_BKE.device)
-        self.text, self.text_mask = model.text_keys(text_BKE, length_B, drop)
+        self.text, self.text_mask = model.text_keys(text_BKE, length_B, drop, conditions_BQ)
 
     def hidden(self, latents_BLC: Tensor, masked_BL: Tensor, positions_L3: Tensor, visibility: Visibility | None = None) -> Tensor:
         """Hidden states [B, L, D] of the current tokens."""
@@ -87,53 +94,53 @@ class FrameSampler:
     """Videos in the making: the branches with what they keep of finished frames, and how many there are."""
 
     def __init__(
-        self, model: VideoMAR, text_BKE: Tensor, length_B: Tensor, grid: tuple[int, int], frames: int, given: int, config: SamplingConfig
+        self, model: VideoMAR, told: tuple[Tensor, Tensor, Tensor], grid: tuple[int, int], frames: int, given: int, config: SamplingConfig
     ) -> None:
         self.model, self.grid, self.config, self.done = model, grid, config, 0
-        self.tokens = math.prod(grid)
+        self.tokens, self.device = math.prod(grid), told[0].device
         kept = frames - 1 if not config.window else min(frames - 1, config.sink + config.window - 1)
         if given > kept and frames > given:
             raise ValueError(f"{given} given frames do not fit a window of {config.sink} + {config.window - 1} frames")
-        shape = (len(text_BKE), model.config.heads, model.config.head_dim)
-        sizes = (min(config.sink, kept) * self.tokens, kept * self.tokens, max(given, 1) * self.tokens)
-        cached = partial(KVCache.allocate, model.config.depth, shape, *sizes, text_BKE)
-        branch = partial(Branch, model, text_BKE, length_B)
-        self.branches = [branch(False, cached())]
+        shape = (len(told[0]), model.config.heads, model.config.head_dim)
+        current = max(given, model.config.block) * self.tokens
+        cached = partial(KVCache.allocate, model.config.depth, shape, min(config.sink, kept) * self.tokens, kept * self.tokens, current)
+        branch = partial(Branch, model, told)
+        self.branches = [branch(False, cached(told[0]))]
         if config.guidance != 1.0:
-            self.branches.append(branch(config.away_from != "history", cached() if config.away_from == "text" else None))
+            self.branches.append(branch(config.away_from != "history", cached(told[0]) if config.away_from == "text" else None))
 
     def positions(self, frames: int) -> Tensor:
         """Of the next `frames` frames."""
-        return grid_positions(range(self.done, self.done + frames), *self.grid, device=self.branches[0].text_mask.device)
+        return grid_positions(range(self.done, self.done + frames), *self.grid, device=self.device)
 
-    def keep(self, video_BTSC: Tensor) -> None:
-        """One pass over clean frames writes their keys and values for good; exactly what training's forward computes for them."""
+    def keep(self, video_BTSC: Tensor, rngs: Sequence[np.random.Generator]) -> None:
+        """One pass over finished frames writes their keys and values for good; exactly what training's forward computes for them."""
         frames = video_BTSC.shape[1]
-        latents = video_BTSC.flatten(1, 2)
-        clean = torch.zeros(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        seen = Visibility(frame_causal, tuple(Part(frame, 0, self.tokens) for frame in range(frames))) if frames > 1 else None
+        latents, masked = disturbed(video_BTSC.flatten(1, 2), self.config, rngs)
+        together = units(frames, self.model.config.block) if not self.done else [tuple(range(frames))]
+        parts = tuple(Part(unit, 0, len(members) * self.tokens) for unit, members in enumerate(together))
         for branch in self.branches:
             if branch.cache is not None:
-                branch.hidden(latents, clean, self.positions(frames), seen)
-                branch.cache.keep(frames * self.tokens)
+                branch.hidden(latents, masked, self.positions(frames), Visibility(frame_causal, parts) if len(parts) > 1 else None)
+                branch.cache.keep(frames, self.tokens)
         self.done += frames
 
-    def next_frame(self, rngs: Sequence[np.random.Generator], temperature: float) -> Tensor:
-        """Draw one frame [B, S, C]: every iteration sees the whole frame and fixes more of its tokens, in a random order per sample."""
-        config, device = self.config, self.branches[0].text_mask.device
-        order = torch.from_numpy(np.stack([rng.permutation(self.tokens) for rng in rngs])).to(device)
-        latents = self.model.null_text.new_zeros(len(rngs), self.tokens, self.model.config.latent_channels)
-        masked = torch.ones(len(rngs), self.tokens, dtype=torch.bool, device=device)
-        positions = self.positions(1)
-        for start, stop in reveal_schedule(config.iterations, self.tokens):
+    def next_frames(self, frames: int, rngs: Sequence[np.random.Generator], temperature: float) -> Tensor:
+        """Draw a unit of frames [B, frames, S, C]: every iteration sees all of it and fixes more tokens, in a random order per sample."""
+        config, tokens, samples = self.config, frames * self.tokens, len(rngs)
+        order = torch.from_numpy(np.stack([rng.permutation(tokens) for rng in rngs])).to(self.device)
+        latents = full_precision(self.model.null_text.new_zeros(samples, tokens, self.model.config.latent_channels))
+        masked = torch.ones(samples, tokens, dtype=torch.bool, device=self.device)
+        positions = self.positions(frames)
+        for start, stop in reveal_schedule(config.iterations, tokens):
             chosen = order[:, start:stop]
             rows = chosen[..., None].expand(-1, -1, self.model.config.width)
-            hidden = [branch.hidden(latents, masked, positions).gather(1, rows).flatten(0, 1) for branch in self.branches]
-            weight = config.guidance_schedule(config.guidance, self.tokens - stop, self.tokens)
+            hidden = [full_precision(branch.hidden(latents, masked, positions).gather(1, rows)).flatten(0, 1) for branch in self.branches]
+            weight = config.guidance_schedule(config.guidance, tokens - stop, tokens)
             drawn = self.model.head.sample(hidden[0], hidden[1] if len(hidden) > 1 else None, weight, config.head_steps, temperature, rngs)
-            latents.scatter_(1, chosen[..., None].expand(-1, -1, latents.shape[-1]), drawn.view(len(rngs), stop - start, -1))
+            latents.scatter_(1, chosen[..., None].expand(-1, -1, latents.shape[-1]), drawn.view(samples, stop - start, -1))
             masked.scatter_(1, chosen, False)
-        return latents
+        return latents.view(samples, frames, self.tokens, -1)
 
 
 @torch.no_grad()
@@ -149,32 +156,49 @@ def generate(
 ) -> Tensor:
     """Continue the given latent frames (none: from text alone) to `frames` frames: [B, frames, H, W, C].
 
-    One generator per sample; on_frame gets the index and [B, H, W, C] of each frame as it is done. Raises ValueError when the videos do
-    not fit the model or the window.
+    One generator per sample; on_frame gets the index and [B, H, W, C] of each frame as soon as it exists. Raises ValueError when the
+    videos or the wishes do not fit the model.
     """
     _, given, height, width, channels = given_BTHWC.shape
-    if channels != model.config.latent_channels:
-        raise ValueError(
-            f"the given frames have {channels} latent channels, the model {model.config.latent_channels}: another tokenizer made them"
-        )
-    if config.guidance != 1.0 and config.away_from != "history" and not model.config.text_dropout:
-        raise ValueError("guidance away from text needs a null branch, and this model was trained with text_dropout 0")
-    sampler = FrameSampler(model, text_BKE, length_B, (height, width), frames, given, config)
+    check(model.config, channels, config)
+    values = [float(config.conditions.get(name, math.nan)) for name in model.config.conditions]
+    told = (text_BKE, length_B, torch.tensor(values, device=text_BKE.device).expand(len(text_BKE), -1))
+    sampler = FrameSampler(model, told, (height, width), frames, given, config)
     video = list(given_BTHWC.flatten(2, 3).unbind(1))
     if video and len(video) < frames:
-        sampler.keep(noisy(torch.stack(video, dim=1), config.context_noise, rngs))
-    for generated in range(frames - given):
-        video.append(sampler.next_frame(rngs, config.temperature(generated)))
-        if on_frame is not None:
-            on_frame(len(video) - 1, video[-1].view(-1, height, width, channels))
+        sampler.keep(torch.stack(video, dim=1), rngs)
+    while len(video) < frames:
+        unit = min(model.config.block if video else 1, frames - len(video))
+        drawn = sampler.next_frames(unit, rngs, config.temperature(len(video) - given))
+        for frame in drawn.unbind(1):
+            video.append(frame)
+            if on_frame is not None:
+                on_frame(len(video) - 1, frame.view(-1, height, width, channels))
         if len(video) < frames:
-            sampler.keep(noisy(video[-1][:, None], config.context_noise, rngs))
+            sampler.keep(drawn, rngs)
     return torch.stack(video, dim=1).view(len(text_BKE), frames, height, width, channels)
 
 
-def noisy(video: Tensor, level: float, rngs: Sequence[np.random.Generator]) -> Tensor:
-    """The frames with noise of standard deviation `level`, each sample's from its own generator."""
-    if not level:
-        return video
-    noise = np.stack([rng.standard_normal(video.shape[1:], dtype=np.float32) for rng in rngs])
-    return video + level * torch.from_numpy(noise).to(video)
+def check(model: ModelConfig, channels: int, config: SamplingConfig) -> None:
+    """Raises ValueError, naming what does not fit, when the model cannot sample this way."""
+    if channels != model.latent_channels:
+        raise ValueError(
+            f"the given frames have {channels} latent channels, the model {model.latent_channels}: another tokenizer made them"
+        )
+    if config.guidance != 1.0 and config.away_from != "history" and not model.text_dropout:
+        raise ValueError("guidance away from text needs a null branch, and this model was trained with text_dropout 0")
+    if unknown := set(config.conditions) - set(model.conditions):
+        known = ", ".join(model.conditions) or "none"
+        raise ValueError(f"the model was not trained with the condition {sorted(unknown)[0]!r}; it knows {known}")
+
+
+def disturbed(latents_BLC: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+    """Finished frames as the model is to see them, and which tokens are masked again [B, L]; every sample's draws are its generator's."""
+    masked = torch.zeros(latents_BLC.shape[:2], dtype=torch.bool, device=latents_BLC.device)
+    if config.context_noise:
+        noise = np.stack([rng.standard_normal(latents_BLC.shape[1:], dtype=np.float32) for rng in rngs])
+        latents_BLC = latents_BLC + config.context_noise * torch.from_numpy(noise).to(latents_BLC)
+    if config.context_masked:
+        again = np.stack([rng.random(latents_BLC.shape[1]) < config.context_masked for rng in rngs])
+        masked = torch.from_numpy(again).to(masked.device)
+    return latents_BLC, masked

@@ -63,6 +63,8 @@ class TrainingBatch:
     text: Tensor  # [B, K, E]
     text_length: Tensor  # [B]
     drop_text: Tensor  # [B] bool
+    conditions: Tensor  # [B, Q] values of config.conditions, NaN where the model is not told
+    context_noise: Tensor | None = None  # [B, L, C] added to what the trunk sees, never to what it is to predict
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch on `device`, without waiting for the copies."""
@@ -108,6 +110,11 @@ class OneFrame:
         return TokenSequence(frame_causal, tuple(Part(frame, 0, tokens) for frame in kept), tuple((frame,) for frame in kept))
 
 
+def units(frames: int, block: int) -> list[tuple[int, ...]]:
+    """Latent frames of every unit of T frames: frame 0 alone, then blocks, of which the last may be shorter."""
+    return [(0,), *(tuple(range(start, min(start + block, frames))) for start in range(1, frames, block))]
+
+
 @dataclass(frozen=True)
 class AllFrames:
     """Every unit after frame 0 is supervised, each with its own masks: c_0 m_1 c_1 m_2 ... c_{n-1} m_n.
@@ -119,29 +126,24 @@ class AllFrames:
     block: int = 1
     masks: int = 1
 
-    def units(self, frames: int) -> list[tuple[int, ...]]:
-        """Latent frames of every unit: frame 0 alone, then blocks."""
-        blocks = [tuple(range(start, min(start + self.block, frames))) for start in range(1, frames, self.block)]
-        return [(0,), *blocks]
-
     def draw(self, rng: np.random.Generator, frames: int, tokens: int, config: ModelConfig) -> Target:
         sequence = self.sequence([], frames, tokens)
         masked = {place: masked_tokens(rng, part.tokens, config) for place, part in enumerate(sequence.parts) if part.copy}
         return Target(frames, masked)
 
     def sequence(self, targets: Sequence[Target], frames: int, tokens: int) -> TokenSequence:
-        return interleaved(tuple(self.units(frames)), self.masks, tokens)
+        return interleaved(tuple(units(frames, self.block)), self.masks, tokens)
 
 
 @lru_cache(maxsize=64)
-def interleaved(units: tuple[tuple[int, ...], ...], masks: int, tokens: int) -> TokenSequence:
+def interleaved(frames_of: tuple[tuple[int, ...], ...], masks: int, tokens: int) -> TokenSequence:
     """Clean and masked copies of all units in the order of time, masked ones first; S tokens per frame."""
     parts: list[Part] = []
-    for unit, frames in enumerate(units):
-        copies = range(1, masks + 1) if unit or len(units) == 1 else []  # a still has only frame 0 to predict
-        clean = [0] if unit + 1 < len(units) else []  # nobody looks at the last unit's
+    for unit, frames in enumerate(frames_of):
+        copies = range(1, masks + 1) if unit or len(frames_of) == 1 else []  # a still has only frame 0 to predict
+        clean = [0] if unit + 1 < len(frames_of) else []  # nobody looks at the last unit's
         parts += [Part(unit, copy, len(frames) * tokens) for copy in (*copies, *clean)]
-    return TokenSequence(skip_causal, tuple(parts), tuple(units[part.unit] for part in parts))
+    return TokenSequence(skip_causal, tuple(parts), tuple(frames_of[part.unit] for part in parts))
 
 
 def masks_and_rows(targets: Sequence[Target], sequence: TokenSequence) -> tuple[Tensor, Tensor]:
@@ -152,3 +154,27 @@ def masks_and_rows(targets: Sequence[Target], sequence: TokenSequence) -> tuple[
         for place, tokens in target.masked.items():
             masked[row, starts[place] + tokens] = True
     return torch.from_numpy(masked), torch.from_numpy(np.flatnonzero(masked))
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What training does to clean context, because at sampling the context is the model's own and not clean (exposure bias).
+
+    Both are the largest of a uniform draw per sample. noise: standard deviation added to the latents; masked: fraction of tokens that
+    are masked again, without being supervised.
+    """
+
+    noise: float = 0.0
+    masked: float = 0.0
+
+    def draw(
+        self, rng: np.random.Generator, target: Target, sequence: TokenSequence, channels: int
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """(noise level, noise [L, C], tokens masked again [L]) of one sample; the parts it is to predict are left alone."""
+        starts = sequence.visibility.starts
+        context = np.ones(starts[-1], dtype=bool)
+        for place in target.masked:
+            context[starts[place] : starts[place + 1]] = False
+        level, fraction = self.noise * rng.random(), self.masked * rng.random()
+        noise = level * rng.standard_normal((len(context), channels), dtype=np.float32) * context[:, None]
+        return level, noise, context & (rng.random(len(context)) < fraction)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from model.block import Block
 from model.cache import KVCache
+from model.conditions import Conditions
 from model.config import ModelConfig
-from model.heads import Head
+from model.heads import Head, full_precision
 from model.heads.ddpm import DDPMHead
 from model.heads.flow import FlowHead
 from model.rope3d import grid_positions, rotary_table
@@ -37,6 +38,7 @@ class VideoMAR(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(config.width))
         self.text_embed = nn.Linear(config.text_width, config.width)
         self.null_text = nn.Parameter(torch.empty(config.text_tokens, config.width))
+        self.conditions = Conditions(config)
         self.blocks: Sequence[Block] = nn.ModuleList(Block(config, attention) for _ in range(config.depth))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head: Head = HEADS[config.head](config)  # type: ignore[assignment]
@@ -59,9 +61,12 @@ class VideoMAR(nn.Module):
         order = torch.tensor(batch.sequence.frame_order, device=batch.latents.device)
         latents_BLC = batch.latents.index_select(1, order).flatten(1, 3)
         positions = grid_positions(batch.sequence.frame_order, height, width, order.device)
-        text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text)
-        hidden_BLD = self.trunk(latents_BLC, batch.masked, positions, text, text_mask_BK, batch.sequence.visibility)
-        loss_M = self.head.loss(hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows], batch.head_draws)
+        text, text_mask_BK = self.text_keys(batch.text, batch.text_length, batch.drop_text, batch.conditions)
+        seen_BLC = latents_BLC if batch.context_noise is None else latents_BLC + batch.context_noise
+        hidden_BLD = self.trunk(seen_BLC, batch.masked, positions, text, text_mask_BK, batch.sequence.visibility)
+        hidden_MD, latents_MC = hidden_BLD.flatten(0, 1)[batch.rows], latents_BLC.flatten(0, 1)[batch.rows]
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            loss_M = self.head.loss(full_precision(hidden_MD), full_precision(latents_MC), batch.head_draws)
         samples_M, tokens_M = batch.rows // len(positions), batch.rows % len(positions)
         places = samples_M * frames + positions[tokens_M, 0]
         return loss_M.new_zeros(len(batch.latents) * frames).index_add(0, places, loss_M).view(-1, frames)
@@ -80,19 +85,25 @@ class VideoMAR(nn.Module):
 
         With a cache they also see every kept frame; `text` holds each block's keys and values.
         """
-        x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC))
-        rotary = rotary_table(positions_L3, self.config, x.dtype)
+        x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC.to(self.mask_token.dtype)))
+        rotary = rotary_table(positions_L3, self.config, torch.promote_types(x.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
         return self.norm(x)
 
-    def text_keys(self, text_BKE: Tensor, length_B: Tensor, drop_B: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Each block's keys and values of the caption, and which of its tokens are real [B, K].
+    def text_keys(
+        self, text_BKE: Tensor, length_B: Tensor, drop_B: Tensor, conditions_BQ: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Each block's keys and values of the caption and the conditions, and which of these tokens are real [B, K + Q].
 
-        Where `drop` is set the caption is the learned null text, all of it real. They depend on the caption alone, so a
-        sampler computes them once.
+        Where `drop` is set the caption is the learned null text, all of it real, and no condition is told. They do not depend on
+        the video, so a sampler computes them once.
         """
         tokens = torch.arange(text_BKE.shape[1], device=text_BKE.device)
-        text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE))
+        text_BKD = torch.where(drop_B[:, None, None], self.null_text, self.text_embed(text_BKE.to(self.null_text.dtype)))
         real_BK = (tokens < length_B[:, None]) | drop_B[:, None]
+        if self.config.conditions:
+            tokens_BQD, told_BQ = self.conditions(conditions_BQ)
+            text_BKD = torch.cat([text_BKD, tokens_BQD], dim=1)
+            real_BK = torch.cat([real_BK, told_BQ & ~drop_B[:, None]], dim=1)
         return [block.cross_attention.keys_values(text_BKD) for block in self.blocks], real_BK

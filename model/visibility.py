@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -66,32 +67,24 @@ class Visibility:
         return [place for place, part in enumerate(self.parts) if self.rule(self.parts[query], part)]
 
     @cached_property
-    def key_order(self) -> list[int]:
-        """Places of the parts with the clean ones first: in this order what a part sees is one run of keys, and for a masked one itself."""
-        return sorted(range(len(self.parts)), key=lambda place: self.parts[place].copy > 0)
+    def clean(self) -> list[int]:
+        """Places of the clean parts: laid end to end, what any part sees of them is one run, or with a window two."""
+        return [place for place, part in enumerate(self.parts) if not part.copy]
 
     @cached_property
-    def chunks(self) -> list[tuple[slice, list[slice]]]:
-        """Per part its token range and the ranges it sees of the keys in `key_order`, neighbours merged: all the work, and no more."""
-        starts, at = {}, 0
-        for place in self.key_order:
-            starts[place], at = at, at + self.parts[place].tokens
+    def chunks(self) -> list[tuple[list[tuple[int, int]], list[int]]]:
+        """What each part sees: token ranges of the clean parts laid end to end, neighbours merged, and places of masked parts."""
+        starts = accumulate((self.parts[place].tokens for place in self.clean), initial=0)
+        start_of = dict(zip(self.clean, starts, strict=False))
         chunks = []
         for query in range(len(self.parts)):
-            ranges: list[slice] = []
-            for place in sorted(self.seen(query), key=starts.__getitem__):
-                start, stop = starts[place], starts[place] + self.parts[place].tokens
-                if ranges and ranges[-1].stop == start:
-                    start = ranges.pop().start
-                ranges.append(slice(start, stop))
-            chunks.append((slice(self.starts[query], self.starts[query + 1]), ranges))
+            runs: list[tuple[int, int]] = []
+            for place in self.seen(query):
+                if place in start_of:
+                    start, stop = start_of[place], start_of[place] + self.parts[place].tokens
+                    runs.append((runs.pop()[0] if runs and runs[-1][1] == start else start, stop))
+            chunks.append((runs, [place for place in self.seen(query) if place not in start_of]))
         return chunks
-
-    def reorder(self, x_BNLd: Tensor) -> Tensor:
-        """Keys or values with their parts in `key_order`."""
-        if self.key_order == list(range(len(self.parts))):
-            return x_BNLd
-        return torch.cat([x_BNLd[:, :, self.starts[place] : self.starts[place + 1]] for place in self.key_order], dim=2)
 
     def part_of_token(self, device: torch.device | None = None) -> Tensor:
         """[L]: the place of the part that each token belongs to."""

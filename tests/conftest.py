@@ -31,11 +31,11 @@ def real_videos() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoded data set: 48 synthetic clips in the buckets 5x32x32 and 9x32x32 (2 and 3 latent frames of 16 tokens)."""
+    """An encoded data set: 48 synthetic clips in the buckets 1x32x32, 5x32x32 and 9x32x32 (1, 2 and 3 latent frames of 16 tokens)."""
     root = tmp_path_factory.mktemp("tiny")
     videos, folder = root / "videos", root / "dataset"
     write_synthetic(videos, clips=48, seed=0, size=32, frames=10, fps=8)
-    spec = EncodeSpec(fps=8, buckets=(Bucket(5, 32, 32), Bucket(9, 32, 32)), channels=4, text_tokens=8, text_width=16)
+    spec = EncodeSpec(fps=8, buckets=(Bucket(1, 32, 32), Bucket(5, 32, 32), Bucket(9, 32, 32)), channels=4, text_tokens=8, text_width=16)
     sources = list_sources(videos, videos / "captions.csv").sources
     tokenizer, text = LinearTokenizer.fit(sample_for_fit(sources, spec), spec.channels, spec.stride), HashingText(16, 8)
     tokenizer.save(folder / TOKENIZER_FOLDER)

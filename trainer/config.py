@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import fields
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from trainer.curriculum import Promotion, Stage
+from trainer.curriculum import Mix, Promotion, Stage
+from trainer.guard import GuardRule
+from trainer.sections import InitSection, LoraSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class RunSection(Section):
@@ -56,6 +54,7 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
@@ -77,8 +76,15 @@ class ParallelSection(Section):
 
 
 class TrainSection(Section):
+    init: InitSection = InitSection()
+    freeze: list[str] = Field([])  # globs of the names of parameters that are not trained
+    lora: LoraSection = LoraSection()
     supervision: Literal["all_frames", "one_frame"] = "all_frames"
     masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
+    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
+    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
+    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
+    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
     head: Literal["ddpm", "flow"] = "ddpm"
     lr: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
@@ -90,11 +96,27 @@ class TrainSection(Section):
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
     preflight: bool = True  # a new run first tries the largest batch of every stage
-    commit_every: int = Field(50, ge=1)  # optimiser steps
-    keep_commits: int = Field(2, ge=1)
+    commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
+    permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
+    keep_commits: int = Field(8, ge=1)  # permanent ones
     evaluate_every: int = Field(50, ge=1)  # optimiser steps
     evaluate_samples: int = Field(32, ge=1)
     max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
+
+    @model_validator(mode="after")
+    def block_needs_all_frames(self) -> TrainSection:
+        if self.block > 1 and self.supervision == "one_frame":
+            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
+        return self
+
+
+class ProfileSection(Section):
+    steps: str | None = Field(None, pattern=r"^\d+\.\.\d+$")  # e.g. 20..25: a trace of these steps by every rank
+
+    @property
+    def range(self) -> range:
+        first, _, last = (self.steps or "1..0").partition("..")
+        return range(int(first), int(last) + 1)
 
 
 class CurriculumSection(Section):
@@ -106,6 +128,11 @@ class SampleSection(Section):
     iterations: int = Field(16, ge=1)
     head_steps: int = Field(50, ge=2)
     guidance: float = Field(1.5, ge=1)
+    sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
+    window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
+    context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
+    context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
+    conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class PlanSection(Section):
@@ -130,9 +157,17 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
+    guard: GuardRule = GuardRule()
+    profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
     plan: PlanSection = PlanSection()
+
+    @model_validator(mode="after")
+    def samples_tell_what_was_trained(self) -> RunConfig:
+        if unknown := sorted(set(self.sample.conditions) - set(self.train.conditions)):
+            raise ValueError(f"sample.conditions names {unknown[0]}, which train.conditions does not: add it there")
+        return self
 
     @property
     def run_folder(self) -> Path:
@@ -144,7 +179,8 @@ class RunConfig(Section):
         return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
 
 
-# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
 FREE_KEYS = (
     "run.root",
     "cluster",
@@ -153,13 +189,17 @@ FREE_KEYS = (
     "parallel.sp",
     "parallel.zero",
     "parallel.offload",
+    "train.init.from",
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
     "train.preflight",
     "train.commit_every",
+    "train.permanent_every",
     "train.keep_commits",
     "train.max_restarts",
+    "guard",
+    "profile",
     "sample",
     "plan",
     "data.root",
@@ -234,9 +274,11 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     """Every dotted key of the recipe."""
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
+        elif is_dataclass(field.annotation):
+            keys += [f"{prefix}{name}.{part.name}" for part in fields(field.annotation)]
     return keys
 
 
@@ -250,6 +292,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
     value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if not key:  # two sections do not fit together; the message names the keys
+        return problem
     shown = f"={value}" if isinstance(value, str | int | float | bool | None) else ""
     return f"{key}{shown}: {problem[0].lower()}{problem[1:]}"
 
@@ -258,7 +302,7 @@ def nearest_key(key: str) -> str | None:
     """The known key that an unknown one was most likely meant to be."""
     *parents, last = key.split(".")
     if key.startswith("curriculum.stages."):
-        names = [field.name for kind in (Stage, Promotion) for field in fields(kind)]
+        names = [field.name for kind in (Stage, Promotion, Mix) for field in fields(kind)]
         return next((".".join([*parents, name]) for name in difflib.get_close_matches(last, names, 1, 0.5)), None)
     return next(iter(difflib.get_close_matches(key, known_keys(), 1, 0.6)), None)
 
@@ -268,15 +312,23 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        dotted = prefix + key
-        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            if found := first_difference(old[key], new[key], dotted + "."):
-                return found
-            continue
-        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
-    return None
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

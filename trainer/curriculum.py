@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainer.guard import GuardState
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,26 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """A second bucket in every step of a stage: stills (1 frame, which supervise frame 0), or the clips of an earlier stage.
+
+    share: of the step's latent tokens; weight: of one of its supervised tokens in the loss, where the stage's own have 1.
+    """
+
+    frames: int
+    height: int
+    width: int
+    share: float
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share is {self.share}: it must be above 0 and below 1")
+        if self.weight <= 0.0:
+            raise ValueError(f"weight is {self.weight}: it must be above 0")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One part of the curriculum: a bucket of video frames x height x width and the latent tokens (T * S) per optimiser step."""
 
@@ -38,6 +61,14 @@ class Stage:
     promotion: Promotion
     lr_scale: float = 1.0
     stride: tuple[int, int, int] | None = None  # of the tokenizer, where it is not data.stride
+    mix: tuple[Mix, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sum(mix.share for mix in self.mix) >= 1.0:
+            raise ValueError(f"the shares of mix sum to {sum(mix.share for mix in self.mix)}: leave some of the step to the stage itself")
+        shapes = [(self.frames, self.height, self.width), *((mix.frames, mix.height, mix.width) for mix in self.mix)]
+        if len(set(shapes)) < len(shapes):
+            raise ValueError("mix names a bucket twice, or the stage's own")
 
 
 @dataclass(frozen=True)
@@ -49,13 +80,24 @@ class RunState:
     stage_step: int = 0
     samples: dict[str, int] = field(default_factory=dict)
     held_out: tuple[float, ...] = ()  # this stage's evaluations
-    skipped: tuple[int, ...] = ()  # steps whose gradients were not finite
+    skipped: tuple[int, ...] = ()  # steps that the guard did not let count
+    guard: GuardState = field(default_factory=GuardState)
 
-    def stepped(self, bucket: str, samples: int, skipped: bool) -> RunState:
-        """After one more optimiser step on `samples` samples of a bucket."""
-        consumed = {**self.samples, bucket: self.samples.get(bucket, 0) + samples}
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> RunState:
+        """Back from JSON, where tuples are lists."""
+        guard = GuardState(tuple(tree["guard"]["norms"]), tree["guard"]["in_a_row"])
+        return cls(**tree | {"held_out": tuple(tree["held_out"]), "skipped": tuple(tree["skipped"]), "guard": guard})
+
+    def stepped(self, samples: dict[str, int], skipped: bool, guard: GuardState) -> RunState:
+        """After one more optimiser step on so many samples per bucket."""
+        consumed = {**self.samples, **{bucket: self.samples.get(bucket, 0) + count for bucket, count in samples.items()}}
         skips = (*self.skipped, self.step) if skipped else self.skipped
-        return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips)
+        return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips, guard=guard)
+
+    def moved(self, samples: dict[str, int]) -> RunState:
+        """Gone back to here and on from later positions in the data, by bucket; the guard starts afresh."""
+        return replace(self, samples={**self.samples, **samples}, guard=GuardState())
 
     def evaluated(self, loss: float) -> RunState:
         """After one more held-out evaluation."""
@@ -63,7 +105,7 @@ class RunState:
 
     def promoted(self) -> RunState:
         """At the start of the next stage."""
-        return replace(self, stage=self.stage + 1, stage_step=0, held_out=())
+        return replace(self, stage=self.stage + 1, stage_step=0, held_out=(), guard=GuardState())
 
 
 def promotion_reason(rule: Promotion, state: RunState) -> str | None:

@@ -16,6 +16,16 @@ class Fenced(Exception):
     """This process belongs to an older generation: a newer one owns the run."""
 
 
+class Silence:
+    """What the ranks but 0 tell: nothing."""
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def promise(self, kind: str, **fields: Any) -> None: ...
+
+    def step(self, metrics: StepMetrics) -> None: ...
+
+
 class Journal:
     """A generation's record, from the commit it started from; `recomputed` counts the steps that it makes once more."""
 
@@ -32,6 +42,11 @@ class Journal:
         self.check_owner()
         self._log.write(metrics)
         self._report({"kind": "step", **vars(metrics)})
+
+    def promise(self, kind: str, **fields: Any) -> None:
+        """An event that later generations act on: fenced, and on the disk when it returns."""
+        self.check_owner()
+        events.record(self._run, kind, durably=True, generation=self._generation, **fields)
 
     def check_owner(self) -> None:
         """Raises Fenced when a newer generation owns the run."""

@@ -22,7 +22,7 @@ class StepMetrics:
     step: int  # optimiser steps done, this one included
     stage: str
     loss: float | None  # per supervised token; None when the step was not finite
-    loss_by_frame: list[float | None]  # by target latent frame; None where no sample had that target
+    loss_by_frame: list[float | None]  # by target latent frame of the stage's own bucket; None where no sample had that target
     grad_norm: float | None  # before clipping
     lr: float
     samples_consumed: int  # of this stage's bucket, since the run began
@@ -44,6 +44,8 @@ class StepMetrics:
     mfu: float
     memory_bytes: int  # peak of rank 0's device, or of its process on CPU
     skipped: bool
+    loss_by_source: dict[str, float | None]  # per supervised token, by bucket: the stage's own and those mixed in
+    recompiles: int  # attention kernels this generation has compiled: one per bucket and rule, or something is wrong
 
 
 def metrics_path(run: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,19 +11,26 @@ from trainer.config import TrainSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices of the trunk decay; vectors (norms, biases, mask token), the null text and the whole head do not (MAR's rule)."""
+    """Matrices of the trunk decay; vectors (norms, biases, mask token), the null text and the whole head do not (MAR's rule).
+
+    Frozen parameters are in no group, and a group that has none left is left out.
+    """
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         head_or_vector = parameter.ndim < 2 or name.startswith("head.") or name == "null_text"
         (plain if head_or_vector else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [{"params": group, "weight_decay": decay} for group, decay in ((decayed, weight_decay), (plain, 0.0)) if group]
 
 
 class GatedAdamW(torch.optim.AdamW):
     """AdamW that does nothing, not even count the step, while its gate is closed. Every ZeRO stage ends in this one call, after it
     has computed the gradient's norm, so a skipped step is the same at all of them."""
 
-    gate: Callable[[], bool] = staticmethod(lambda: True)
+    def gate(self) -> bool:
+        """Open, unless the engine puts its own here."""
+        return True
 
     def step(self, closure: Any = None) -> None:
         if self.gate():

@@ -5,6 +5,7 @@ Refuses with the binding constraint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
@@ -53,8 +54,8 @@ def plan_layout(
     )
 
 
-def usable(world: int, samples: int, replica: int = 1) -> int:
-    """The largest number of workers, at most `world`, that a step of `samples` samples can be spread over with at most 5 % padding;
+def usable(world: int, samples: Sequence[int], replica: int = 1) -> int:
+    """The largest number of workers, at most `world`, that steps of so many samples can each be spread over with at most 5 % padding;
     `replica` = tp x sp of them work on one sample. 0 when there are too few for that."""
-    counts = range(min(world // replica, samples), 0, -1)
-    return replica * next((count for count in counts if padding(samples, count, 1) <= MAX_PADDING), 0)
+    counts = range(min(world // replica, *samples), 0, -1)
+    return replica * next((count for count in counts if all(padding(size, count, 1) <= MAX_PADDING for size in samples)), 0)

@@ -23,7 +23,7 @@ from model.heads import Head
 from model.supervision import Supervision, TrainingBatch, masks_and_rows
 from trainer import events, micro_batches
 from trainer.engine import Engine
-from trainer.loop import peak_memory
+from trainer.measure import peak_memory
 from trainer.planner import Layout
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")  # DeepSpeed's, of steps that do not count here
@@ -31,13 +31,12 @@ COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")  #
 
 @dataclass(frozen=True)
 class Trial:
-    """A stage as preflight runs it: latent frames x height x width under a layout."""
+    """A bucket of a stage as preflight runs it: T latent frames of S tokens under a layout."""
 
     stage: str
     layout: Layout
     frames: int
-    height: int
-    width: int
+    tokens: int
 
 
 class OutOfMemory(Exception):
@@ -82,7 +81,7 @@ def never(norm: float) -> bool:
 
 def largest_batch(model: ModelConfig, supervision: Supervision, head: Head, trial: Trial) -> TrainingBatch:
     """A micro-batch of noise as large as the stage's can be: the longest sequence, every token masked that can be, whole captions."""
-    samples, tokens = trial.layout.micro_batch, trial.height * trial.width
+    samples, tokens = trial.layout.micro_batch, trial.tokens
     masked_whole = replace(model, mask_ratio_min=1.0)
     drawn = (supervision.draw(np.random.default_rng(seed), trial.frames, tokens, masked_whole) for seed in count())
     target = next(target for target in drawn if target.frames == trial.frames)
@@ -91,9 +90,7 @@ def largest_batch(model: ModelConfig, supervision: Supervision, head: Head, tria
     noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     times, draws = (torch.from_numpy(part) for part in head.draw(rng, len(rows)))
     return TrainingBatch(
-        latents=torch.randn(samples, trial.frames, trial.height, trial.width, model.latent_channels, generator=noise)[
-            :, : 1 + max(sequence.frame_order)
-        ],
+        latents=torch.randn(samples, 1 + max(sequence.frame_order), tokens, 1, model.latent_channels, generator=noise),
         sequence=sequence,
         masked=masked,
         rows=rows,
@@ -101,6 +98,7 @@ def largest_batch(model: ModelConfig, supervision: Supervision, head: Head, tria
         text=torch.randn(samples, model.text_tokens, model.text_width, generator=noise),
         text_length=torch.full((samples,), model.text_tokens),
         drop_text=torch.zeros(samples, dtype=torch.bool),
+        conditions=torch.full((samples, len(model.conditions)), torch.nan),
     )
 
 

@@ -38,8 +38,9 @@ def flat_parts(model: nn.Module, optimizer: Any, stage: int) -> list[FlatPart]:
 
 
 def whole_parameters(names: dict[int, str], optimizer: Any, model: nn.Module) -> list[FlatPart]:
-    """No ZeRO: every parameter is its own master, whole."""
-    return [FlatPart(parameter, [Span(names[id(parameter)], 0, parameter.numel(), 0)]) for parameter in model.parameters()]
+    """No ZeRO: every trained parameter is its own master, whole."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return [FlatPart(parameter, [Span(names[id(parameter)], 0, parameter.numel(), 0)]) for parameter in trained]
 
 
 def cut_groups(names: dict[int, str], zero: Any, model: nn.Module) -> list[FlatPart]:

@@ -41,6 +41,11 @@ class Head(Protocol):
         ...
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """At least fp32: what the head gets of a trunk in bf16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def row_noise(rngs: Sequence[np.random.Generator], draws: int, rows_MD: Tensor, channels: int) -> Tensor:
     """N(0, 1) noise [draws, M, C] like the rows: every sample's part comes from its own generator, so rows do not depend on each other."""
     parts = [rng.standard_normal((draws, len(rows_MD) // len(rngs), channels), dtype=np.float32) for rng in rngs]

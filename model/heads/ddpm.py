@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,23 +32,45 @@ def respaced(betas: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return kept, 1.0 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
 
 
+class Coefficients(NamedTuple):
+    """Of q(x_{t-1} | x_t, x_0) and of the reparameterised x_t at one time (floats) or at many (tensors that broadcast over channels)."""
+
+    signal: Any  # x_t = signal x_0 + noise eps
+    noise: Any
+    from_x0: Any  # the posterior's mean = from_x0 x_0 + from_xt x_t
+    from_xt: Any
+    log_smallest: Any  # logarithms of the bounds of the variance: the posterior's, and beta
+    log_largest: Any
+
+
 class Posterior:
-    """Coefficients of q(x_{t-1} | x_t, x_0) and of the reparameterised x_t for one beta schedule; each table is [steps]."""
+    """The coefficients of one beta schedule."""
 
     def __init__(self, betas: np.ndarray) -> None:
         alpha_bar = np.cumprod(1.0 - betas)
         previous = np.concatenate([[1.0], alpha_bar[:-1]])
         variance = betas * (1.0 - previous) / (1.0 - alpha_bar)
-        self.signal, self.noise = np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar)
-        self.from_x0 = betas * np.sqrt(previous) / (1.0 - alpha_bar)
-        self.from_xt = (1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - alpha_bar)
-        # The first step has variance 0; its logarithm is replaced by the second's, as in 2102.09672.
-        self.log_smallest = np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas)
-        self.log_largest = np.log(betas)
+        self.table = Coefficients(
+            signal=np.sqrt(alpha_bar),
+            noise=np.sqrt(1.0 - alpha_bar),
+            from_x0=betas * np.sqrt(previous) / (1.0 - alpha_bar),
+            from_xt=(1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - alpha_bar),
+            # The first step has variance 0; its logarithm is replaced by the second's, as in 2102.09672.
+            log_smallest=np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas),
+            log_largest=np.log(betas),
+        )
+        self.tensors: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def table(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Values of one coefficient at integer times t, shaped to broadcast over channels."""
-        return torch.as_tensor(getattr(self, name), dtype=like.dtype, device=like.device)[t][..., None]
+    def step(self, step: int) -> Coefficients:
+        """At one step, as floats."""
+        return Coefficients(*(float(column[step]) for column in self.table))
+
+    def at(self, t: Tensor, like: Tensor) -> Coefficients:
+        """At integer times t [...], each [..., 1]."""
+        key = (like.dtype, like.device)
+        if key not in self.tensors:  # copied to the device once: a copy per call would make the device wait for the host
+            self.tensors[key] = torch.as_tensor(np.stack(self.table), dtype=like.dtype, device=like.device)
+        return Coefficients(*self.tensors[key][:, t][..., None])
 
 
 class DDPMHead(nn.Module):
@@ -63,16 +87,14 @@ class DDPMHead(nn.Module):
     def zero_init(self) -> None:
         self.network.zero_init()
 
-    def eps_and_variance(self, output: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, variance interpolation), each like x_t, from the network's output at times t.
+    def eps_and_variance(self, output: Tensor, xt: Tensor, at: Coefficients) -> tuple[Tensor, Tensor]:
+        """(eps, variance interpolation), each like x_t, from the network's output.
 
         A network that emits v = alpha eps - sigma x0 gives eps = sigma x_t + alpha v: near t = T, where x0 follows from eps
         divided by an alpha of almost nothing, its errors are not magnified. A head trained for minutes needs that.
         """
         predicted, variance = output.chunk(2, dim=-1)
-        if self.emits_v:
-            predicted = self.posterior.table("noise", t, xt) * xt + self.posterior.table("signal", t, xt) * predicted
-        return predicted, variance
+        return (at.noise * xt + at.signal * predicted if self.emits_v else predicted), variance
 
     def draw(self, rng: np.random.Generator, tokens: int) -> tuple[np.ndarray, np.ndarray]:
         times = rng.integers(0, len(self.betas), (tokens, self.repeats))
@@ -80,31 +102,27 @@ class DDPMHead(nn.Module):
 
     def loss(self, hidden_MD: Tensor, latents_MC: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
         t, noise = draws
-        x0, posterior = latents_MC[:, None], self.posterior
-        noise = noise.to(x0.dtype)
-        xt = posterior.table("signal", t, x0) * x0 + posterior.table("noise", t, x0) * noise
-        output = self.network(xt, t, self.network.condition(hidden_MD)[:, None])
-        eps, variance = self.eps_and_variance(output, xt, t)
+        x0, noise = latents_MC[:, None], noise.to(latents_MC.dtype)
+        at = self.posterior.at(t, x0)
+        xt = at.signal * x0 + at.noise * noise
+        output = self.network(xt, self.network.time_features(t, xt.dtype), self.network.condition(hidden_MD)[:, None])
+        eps, variance = self.eps_and_variance(output, xt, at)
         return ((eps - noise).square() + self.variational_term(eps.detach(), variance, x0, xt, t)).mean(dim=(1, 2))
 
     def variational_term(self, eps: Tensor, variance: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """KL(q(x_{t-1} | x_t, x_0) || p) in bits per channel, a Gaussian likelihood in bins of 2/255 at t = 0; eps gets no gradient."""
-        posterior = self.posterior
-        true_mean = posterior.table("from_x0", t, x0) * x0 + posterior.table("from_xt", t, x0) * xt
-        true_log = posterior.table("log_smallest", t, x0)
-        mean, log_variance = self.reverse(posterior, eps, variance, xt, t)
+        at = self.posterior.at(t, x0)
+        true_mean = at.from_x0 * x0 + at.from_xt * xt
+        mean, log_variance = reverse(at, eps, variance, xt)
         kl = 0.5 * (
-            log_variance - true_log - 1 + torch.exp(true_log - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance)
+            log_variance
+            - at.log_smallest
+            - 1
+            + torch.exp(at.log_smallest - log_variance)
+            + (true_mean - mean).square() * torch.exp(-log_variance)
         )
         nll = -discretised_log_likelihood(x0.expand_as(mean), mean, 0.5 * log_variance)
         return torch.where((t == 0)[..., None], nll, kl) / math.log(2.0)
-
-    def reverse(self, posterior: Posterior, eps: Tensor, variance: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of p(x_{t-1} | x_t): the variance lies between the posterior's and beta, in logarithms."""
-        x0 = (xt - posterior.table("noise", t, xt) * eps) / posterior.table("signal", t, xt)
-        mean = posterior.table("from_x0", t, xt) * x0 + posterior.table("from_xt", t, xt) * xt
-        fraction = (variance + 1) / 2
-        return mean, fraction * posterior.table("log_largest", t, xt) + (1 - fraction) * posterior.table("log_smallest", t, xt)
 
     def sample(
         self,
@@ -119,17 +137,31 @@ class DDPMHead(nn.Module):
 
         Guidance extrapolates eps from the null branch, temperature scales the injected noise.
         """
-        kept, betas = respaced(self.betas, steps)
-        posterior = Posterior(betas)
+        kept, posterior = shortened(len(self.betas), steps)
         noise = row_noise(rngs, steps + 1, hidden_MD, self.channels)
         conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
+        features = self.network.time_features(torch.as_tensor(kept, device=hidden_MD.device), hidden_MD.dtype)
         x = noise[0]
         for step in reversed(range(steps)):
-            t = torch.full((len(x),), int(kept[step]), device=x.device)
-            eps, variance = self.eps_and_variance(guided(self.network, x, float(kept[step]), conditions, guidance), x, t)
-            mean, log_variance = self.reverse(posterior, eps, variance, x, torch.full_like(t, step))
+            at = posterior.step(step)
+            eps, variance = self.eps_and_variance(guided(self.network, x, features[step], conditions, guidance), x, at)
+            mean, log_variance = reverse(at, eps, variance, x)
             x = mean + torch.exp(0.5 * log_variance) * noise[1 + step] * temperature if step else mean
         return x
+
+
+@lru_cache(maxsize=16)
+def shortened(schedule: int, steps: int) -> tuple[np.ndarray, Posterior]:
+    """Kept timesteps of a cosine schedule of `schedule` steps, and their posterior, for sampling in `steps`."""
+    kept, betas = respaced(cosine_betas(schedule), steps)
+    return kept, Posterior(betas)
+
+
+def reverse(at: Coefficients, eps: Tensor, variance: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of p(x_{t-1} | x_t): the variance lies between the posterior's and beta, in logarithms."""
+    x0 = (xt - at.noise * eps) / at.signal
+    fraction = (variance + 1) / 2
+    return at.from_x0 * x0 + at.from_xt * xt, fraction * at.log_largest + (1 - fraction) * at.log_smallest
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class FlowHead(nn.Module):
     def loss(self, hidden_MD: Tensor, latents_MC: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
         t, noise = (part.to(latents_MC.dtype) for part in draws)
         x0, at = latents_MC[:, None], t[..., None]
-        velocity = self.network((1 - at) * x0 + at * noise, t * TIME_SCALE, self.network.condition(hidden_MD)[:, None])
+        features = self.network.time_features(t * TIME_SCALE, x0.dtype)
+        velocity = self.network((1 - at) * x0 + at * noise, features, self.network.condition(hidden_MD)[:, None])
         return (velocity - (noise - x0)).square().mean(dim=(1, 2))
 
     def sample(
@@ -53,13 +54,14 @@ class FlowHead(nn.Module):
     ) -> Tensor:
         """Integrate from t = 1 to 0 in `steps` equal steps, by Euler's or Heun's rule (which evaluates the velocity twice)."""
         conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
+        times, length = torch.linspace(1.0, 0.0, steps + 1, device=hidden_MD.device), 1.0 / steps
+        features = self.network.time_features(times * TIME_SCALE, hidden_MD.dtype)
         x = row_noise(rngs, 1, hidden_MD, self.channels)[0] * temperature
         for step in range(steps):
-            t, length = 1.0 - step / steps, 1.0 / steps
-            velocity = guided(self.network, x, t * TIME_SCALE, conditions, guidance)
+            velocity = guided(self.network, x, features[step], conditions, guidance)
             ahead = x - length * velocity
             if self.solver == "heun" and step + 1 < steps:
-                velocity = (velocity + guided(self.network, ahead, (t - length) * TIME_SCALE, conditions, guidance)) / 2
+                velocity = (velocity + guided(self.network, ahead, features[step + 1], conditions, guidance)) / 2
                 ahead = x - length * velocity
             x = ahead
         return x

@@ -20,14 +20,28 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class Linear(nn.Linear):
+    """Computes in its input's precision, however its weights are stored: under bf16 the head stays in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """As Linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class AdaLNBlock(nn.Module):
     """Residual MLP whose LayerNorm is shifted, scaled and gated by the condition."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
-        self.modulation = nn.Linear(width, 3 * width)
+        self.norm = LayerNorm(width, eps=1e-6)
+        self.up, self.down = Linear(width, width), Linear(width, width)
+        self.modulation = Linear(width, 3 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
@@ -40,13 +54,13 @@ class HeadNetwork(nn.Module):
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
         width = config.head_width
-        self.embed = nn.Linear(config.latent_channels, width)
-        self.condition = nn.Linear(config.width, width)
-        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed = Linear(config.latent_channels, width)
+        self.condition = Linear(config.width, width)
+        self.time = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(config.head_depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = nn.Linear(width, 2 * width)
-        self.final = nn.Linear(width, outputs)
+        self.final_modulation = Linear(width, 2 * width)
+        self.final = Linear(width, outputs)
 
     def zero_init(self) -> None:
         """adaLN and output layers start at zero: every block starts as the identity and the prediction as 0."""
@@ -55,25 +69,28 @@ class HeadNetwork(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Output [..., outputs] for noisy latents x [..., C] at times t [...] under the projected condition, broadcast over repeats."""
-        modulation, h = F.silu(self.time(timestep_embedding(t, FREQUENCIES).to(x.dtype)) + condition), self.embed(x)
+    def time_features(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """[..., head_width] of times t [...]; a sampler computes those of all its steps at once."""
+        return self.time(timestep_embedding(t, FREQUENCIES).to(dtype))
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Output [..., outputs] for noisy latents x [..., C] under time features and the projected condition, which broadcast."""
+        modulation, h = F.silu(time + condition), self.embed(x)
         for block in self.blocks:
             h = block(h, modulation)
         shift, scale = self.final_modulation(modulation).chunk(2, dim=-1)
         return self.final(self.final_norm(h) * (1 + scale) + shift)
 
 
-def guided(network: HeadNetwork, x: Tensor, t: float, conditions: Tensor, guidance: float) -> Tensor:
-    """The network's output for every row of x at time t.
+def guided(network: HeadNetwork, x: Tensor, time: Tensor, conditions: Tensor, guidance: float) -> Tensor:
+    """The network's output for every row of x at one time, given by its features.
 
     With twice as many conditions as rows, the second half is the null branch to move away from. Only the
     first C channels are extrapolated; what stands behind them (a variance) is the conditional branch's.
     """
-    times = torch.full((len(conditions),), t, device=x.device)
     if len(conditions) == len(x):
-        return network(x, times, conditions)
-    output, null = network(torch.cat([x, x]), times, conditions).chunk(2)
+        return network(x, time, conditions)
+    output, null = network(torch.cat([x, x]), time, conditions).chunk(2)
     channels = x.shape[-1]
     extrapolated = null[:, :channels] + guidance * (output[:, :channels] - null[:, :channels])
     return torch.cat([extrapolated, output[:, channels:]], dim=-1)

@@ -69,7 +69,9 @@ def stage_draws(config: RunConfig, dataset: Dataset, stage: Stage, split: str) -
     clips = dataset.manifest.clips(bucket.id, split)
     # Training's own supervision; what is held out is judged one frame at a time, whatever training did.
     supervision = supervision_of(config.train) if split == "train" else OneFrame()
-    draws = Draws(config.seed, shape, clips, model_config(config, dataset), supervision, "train" if split == "train" else "held_out")
+    draws = Draws(
+        config.seed, shape, clips, model_config(config, dataset), supervision, purpose="train" if split == "train" else "held_out"
+    )
     return draws, global_batch(stage.tokens_per_step, frames, height * width)
 
 

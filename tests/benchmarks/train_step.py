@@ -38,7 +38,7 @@ class Published(VideoMAR):
     def forward(self, batch: TrainingBatch) -> Tensor:
         latents_BLC = batch.latents.flatten(1, 3)
         positions = grid_positions(range(batch.latents.shape[1]), *batch.latents.shape[2:4])
-        text, text_mask = self.text_keys(batch.text, batch.text_length, batch.drop_text)
+        text, text_mask = self.text_keys(batch.text, batch.text_length, batch.drop_text, batch.conditions)
         hidden = self.trunk(latents_BLC, batch.masked, positions, text, text_mask, batch.sequence.visibility)
         losses = self.head.loss(hidden.flatten(0, 1), latents_BLC.flatten(0, 1), batch.head_draws)
         return (losses * batch.masked.flatten()).sum()
@@ -59,6 +59,7 @@ def batch_of(model: VideoMAR, supervision: Supervision, targets: list[Target], f
         text=torch.zeros(1, config.text_tokens, config.text_width),
         text_length=torch.tensor([config.text_tokens]),
         drop_text=torch.tensor([False]),
+        conditions=torch.zeros(1, 0),
     )
 
 

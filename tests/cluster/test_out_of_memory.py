@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,8 +37,8 @@ class Rehearsal(Run):
 
 
 def attempt(run: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.controller.samples_per_step", lambda *told: 4)
-    run.dataset = None  # type: ignore[assignment]
+    monkeypatch.setattr("cluster.controller.usable", lambda *told: 1)
+    run.dataset = SimpleNamespace(manifest=SimpleNamespace(spec=SimpleNamespace(stride=(4, 8, 8))))  # type: ignore[assignment]
     run.attempt(run.config.curriculum.stages[0], run.now)
 
 

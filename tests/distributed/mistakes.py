@@ -47,7 +47,7 @@ MISTAKES: dict[str, Callable[[int], Any]] = {
     "each replica its own gradient": lambda rank: patch.object(
         Engine, "backward", lambda self, loss: BACKWARD(self, loss * (1.02 if rank else 0.98))
     ),
-    "ZeRO-3 partitions over another group": lambda rank: patch.multiple(DeepSpeedMesh, **TWO_GROUPS),
+    "ZeRO-3 partitions over another group": lambda rank: patch.multiple(DeepSpeedMesh, create=True, **TWO_GROUPS),
     "bias added by every rank": lambda rank: patch.object(layers, "leave", bias_on_every_rank),
     "norm counts whole parameters per rank": lambda rank: patch.object(DeepSpeedMesh, "get_model_parallel_rank", lambda self: 0),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.harness import RankFailed, run_ranks
-from tests.distributed.training import NAN_POSITION, recipe, stage, train
+from tests.distributed.training import recipe, stage, train
 from trainer import lease
 from trainer.checkpoint.commit import commits, last_commit
 from trainer.config import RunConfig
@@ -56,11 +56,30 @@ def test_losses_equal_one_worker(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"supervision": "one_frame"}, {"head": "flow"}, {"masks_per_frame": 2, "checkpointing": "selective"}], ids=str
+    "settings",
+    [
+        {"supervision": "one_frame"},
+        {"head": "flow"},
+        {"masks_per_frame": 2, "checkpointing": "selective"},
+        {"block": 2, "context_noise": 0.3, "context_masked": 0.2, "conditions": ("fps", "motion", "context_noise")},
+    ],
+    ids=str,
 )
 def test_every_objective_gives_the_same_losses_on_two_workers(settings: dict[str, Any], tiny_dataset: Path, tmp_path: Path) -> None:
     one, two = (train_on(world, tmp_path / str(world), tiny_dataset, recipe(STAGES, **settings)) for world in (1, 2))
     assert largest_relative_difference(two, one) <= 1e-5
+
+
+def test_stills_and_earlier_clips_mixed_in_count_by_their_weight_on_any_number_of_workers(tiny_dataset: Path, tmp_path: Path) -> None:
+    mix = [{"frames": 1, "height": 32, "width": 32, "share": 0.25, "weight": 0.5}, {"frames": 5, "height": 32, "width": 32, "share": 0.24}]
+    stages = [stage("mixed", STEPS) | {"mix": mix}]
+    one, two = (train_on(world, tmp_path / str(world), tiny_dataset, recipe(stages)) for world in (1, 2))
+    assert largest_relative_difference(two, one) <= 1e-5
+    assert list(one[0]["loss_by_source"]) == ["9x32x32", "1x32x32", "5x32x32"]
+    low, high = min(one[0]["loss_by_source"].values()), max(one[0]["loss_by_source"].values())
+    assert low < one[0]["loss"] < high
+    sums = [sum(value for value in line["loss_by_source"].values()) for line in (one[0], one[-1])]
+    assert sums[1] < sums[0]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -92,17 +111,3 @@ def test_stages_follow_each_other_from_their_commits(tiny_dataset: Path, tmp_pat
     assert [event["step"] for event in read_events(run) if event["event"] == "commit"] == [4, 7], "each stage ends with one commit"
     newest = commits(run)[0].state
     assert (newest.stage, newest.samples) == (2, {"5x32x32": 4 * 39, "9x32x32": 3 * 39})
-
-
-def test_a_step_with_a_nan_is_skipped_alike_whatever_the_layout(tiny_dataset: Path, tmp_path: Path) -> None:
-    layouts = [(1, 1), (2, 1), (2, 0)]
-    runs = [
-        train_on(world, tmp_path / f"{world}-{zero}", tiny_dataset, recipe(STAGES, zero=zero), "a sample is NaN") for world, zero in layouts
-    ]
-    for lines in runs:
-        assert [line["step"] for line in lines if line["skipped"]] == [NAN_POSITION // 39 + 1]
-        assert [line["step"] for line in lines if line["loss"] is None] == [NAN_POSITION // 39 + 1]
-        assert largest_relative_difference(lines, runs[0]) <= 1e-5
-    newest = last_commit(tmp_path / "2-1")
-    assert newest is not None
-    assert newest.state.skipped == (NAN_POSITION // 39,)

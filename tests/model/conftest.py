@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.supervision import OneFrame, Supervision, TrainingBatch, masks_and_rows
 from model.videomar import VideoMAR
 
 CONFIG = ModelConfig(
-    width=32, depth=3, heads=2, latent_channels=4, text_width=6, text_tokens=5, head_width=16, head_depth=2, head_repeats=2
+    width=32,
+    depth=3,
+    heads=2,
+    latent_channels=4,
+    text_width=6,
+    text_tokens=5,
+    conditions=("fps", "motion"),
+    head_width=16,
+    head_depth=2,
+    head_repeats=2,
 )
 
 ONE_FRAME = OneFrame()
@@ -27,6 +39,12 @@ def awake(model: VideoMAR, std: float = 0.02) -> VideoMAR:
             if not parameter.any():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     return model
+
+
+def stand_in(network: Any, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Put a function (x, t, condition) known in closed form in a head's network's place; t comes one per row."""
+    network.time_features = lambda t, dtype: t[..., None].to(dtype)
+    network.forward = lambda x, time, condition: function(x, time[..., 0].expand(x.shape[:-1]), condition)
 
 
 @pytest.fixture
@@ -63,6 +81,7 @@ def make_batch(model: VideoMAR) -> Callable[..., TrainingBatch]:
             text=torch.from_numpy(text),
             text_length=torch.tensor([2 + row % 3 for row in range(samples)]),
             drop_text=torch.tensor([row == 1 for row in range(samples)]),
+            conditions=torch.tensor([[8.0 + row, math.nan if row == 2 else 0.02] for row in range(samples)]),
         )
 
     return make

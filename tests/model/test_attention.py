@@ -67,7 +67,7 @@ def test_a_window_keeps_the_sink_and_the_last_units() -> None:
 
 def test_neighbouring_parts_are_one_range_of_keys() -> None:
     chunks = Visibility(frame_causal, tuple(Part(frame, 0, 4) for frame in range(3))).chunks
-    assert [keys for _, keys in chunks] == [[slice(0, 4)], [slice(0, 8)], [slice(0, 12)]]
+    assert [clean for clean, _ in chunks] == [[(0, 4)], [(0, 8)], [(0, 12)]]
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.heads import Head
+from model.heads import Head, ddpm
 from model.heads.ddpm import DDPMHead, Posterior, respaced
 
-from .conftest import CONFIG
+from .conftest import CONFIG, stand_in
 from .test_ddpm import TOKENS, alpha_bars, conditioned, make_head, normal, swap
 
 MEAN, STD = 1.5, 0.4  # of the one-dimensional data that the oracle knows
@@ -48,7 +48,7 @@ def oracle(head: DDPMHead, steps: int, exact_variance: bool) -> Callable[..., Te
 
 def oracle_samples(monkeypatch: pytest.MonkeyPatch, steps: int, exact_variance: bool, count: int) -> Tensor:
     head = make_head(latent_channels=1)
-    monkeypatch.setattr(head.network, "forward", oracle(head, steps, exact_variance))
+    stand_in(head.network, oracle(head, steps, exact_variance))
     return head.sample(torch.zeros(count, CONFIG.width, dtype=torch.float64), None, 1.0, steps, 1.0, [np.random.default_rng(3)])
 
 
@@ -85,9 +85,9 @@ def test_guidance_extrapolates_eps_from_the_null_branch(head: DDPMHead, monkeypa
 
         return forward
 
-    monkeypatch.setattr(head.network, "forward", said(0.3, 0.1))
+    stand_in(head.network, said(0.3, 0.1))
     guided = draw(head, null=normal(TOKENS, CONFIG.width), guidance=2.5)
-    monkeypatch.setattr(head.network, "forward", said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
+    stand_in(head.network, said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
     torch.testing.assert_close(guided, draw(head))
 
 
@@ -126,7 +126,7 @@ def test_a_swapped_posterior_would_be_noticed_in_the_samples(monkeypatch: pytest
 
 
 def test_an_unscaled_injected_noise_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DDPMHead.reverse
-    monkeypatch.setattr(DDPMHead, "reverse", lambda *arguments: (right(*arguments)[0], 2 * right(*arguments)[1]))  # std^2 for std
+    right = ddpm.reverse
+    monkeypatch.setattr(ddpm, "reverse", lambda *arguments: (right(*arguments)[0], 2 * right(*arguments)[1]))  # std^2 for std
     with pytest.raises(AssertionError):
         assert_samples_are_the_datas(oracle_samples(monkeypatch, 100, True, 1000))

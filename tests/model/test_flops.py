@@ -36,7 +36,8 @@ def counted(model: VideoMAR, batch: TrainingBatch, backward: bool = False) -> in
 def input_gradients(batch: TrainingBatch) -> int:
     """FLOPs of the gradients that nothing asks for: of the latents, the caption, the noised latents and the time features."""
     tokens, rows = batch.masked.shape[1], len(batch.rows) * CONFIG.head_repeats
-    embeddings = CONFIG.latent_channels * CONFIG.width * tokens + CONFIG.text_width * CONFIG.width * CONFIG.text_tokens
+    told = CONFIG.text_width * CONFIG.text_tokens + 256 * len(CONFIG.conditions)
+    embeddings = CONFIG.width * (CONFIG.latent_channels * tokens + told)
     return 2 * (len(batch.text) * embeddings + rows * (CONFIG.latent_channels + 256) * CONFIG.head_width)
 
 

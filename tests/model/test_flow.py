@@ -20,7 +20,7 @@ from model.sampling import SamplingConfig, generate
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
 
-from .conftest import CONFIG
+from .conftest import CONFIG, stand_in
 from .test_ddpm import CHANNELS, REPEATS, TOKENS, normal
 from .test_ddpm_sampling import MEAN, STD, assert_samples_are_the_datas, draw
 
@@ -55,7 +55,7 @@ def of_gaussian(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
 def transported(solver: str, steps: int, count: int, temperature: float = 1.0, seed: int = 3) -> Tensor:
     """Samples [count, 1] along the velocity of the Gaussian."""
     head = make_head(latent_channels=1, flow_solver=solver)
-    head.network.forward = of_gaussian  # type: ignore[method-assign]
+    stand_in(head.network, of_gaussian)
     hidden = torch.zeros(count, CONFIG.width, dtype=torch.float64)
     return head.sample(hidden, None, 1.0, steps, temperature, [np.random.default_rng(seed)])
 
@@ -75,7 +75,7 @@ def assert_times_are_logit_normal(times: np.ndarray) -> None:
 
 def test_the_loss_is_zero_for_the_velocity_that_leads_to_the_latent(head: FlowHead, monkeypatch: pytest.MonkeyPatch) -> None:
     x0 = normal(TOKENS, CHANNELS, seed=1)
-    monkeypatch.setattr(head.network, "forward", lambda x, t, condition: (x - x0[:, None]) / (t[..., None] / 1000))
+    stand_in(head.network, lambda x, t, condition: (x - x0[:, None]) / (t[..., None] / 1000))
     loss = head.loss(normal(TOKENS, CONFIG.width), x0, draws(head))
     assert loss.shape == (TOKENS,)
     torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-20)
@@ -84,7 +84,7 @@ def test_the_loss_is_zero_for_the_velocity_that_leads_to_the_latent(head: FlowHe
 def assert_loss_is_the_formula(head: FlowHead, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token by token, for a network that is linear in latent, time and condition."""
     x0, hidden, (times, noise) = normal(TOKENS, CHANNELS, seed=1), normal(TOKENS, CONFIG.width, seed=2), draws(head)
-    monkeypatch.setattr(head.network, "forward", lambda x, t, condition: 0.7 * x + 0.003 * t[..., None] + condition[..., :CHANNELS])
+    stand_in(head.network, lambda x, t, condition: 0.7 * x + 0.003 * t[..., None] + condition[..., :CHANNELS])
     loss = head.loss(hidden, x0, (times, noise)).detach()
     for token in range(TOKENS):
         condition = (head.network.condition.weight @ hidden[token] + head.network.condition.bias).detach()
@@ -137,7 +137,7 @@ def test_the_velocity_is_asked_at_equal_steps_and_never_at_time_zero(
         asked.append(t)
         return x
 
-    monkeypatch.setattr(head.network, "forward", forward)
+    stand_in(head.network, forward)
     head.sample(normal(TOKENS, CONFIG.width), None, 1.0, 4, 1.0, [np.random.default_rng(0)])
     assert [float(t[0]) for t in asked] == pytest.approx(times)
     assert all((t == t[0]).all() for t in asked)
@@ -175,9 +175,9 @@ def test_guidance_extrapolates_the_velocity_from_the_null_branch(head: FlowHead,
     def said(own: float, null: float) -> Callable[..., Tensor]:
         return lambda x, t, condition: x + null + (own - null) * (torch.arange(len(x)) < TOKENS).to(x.dtype)[:, None]
 
-    monkeypatch.setattr(head.network, "forward", said(0.3, 0.1))
+    stand_in(head.network, said(0.3, 0.1))
     guided = draw(head, null=normal(TOKENS, CONFIG.width), guidance=2.5)
-    monkeypatch.setattr(head.network, "forward", said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
+    stand_in(head.network, said(0.1 + 2.5 * (0.3 - 0.1), 0.0))
     torch.testing.assert_close(guided, draw(head))
 
 
@@ -208,7 +208,7 @@ def test_videos_are_generated_with_a_flow_head(model: VideoMAR, make_batch: Make
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_generated_tokens_are_draws_of_the_flow(model: VideoMAR, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.get_submodule("head.network"), "forward", of_gaussian)
+    stand_in(model.get_submodule("head.network"), of_gaussian)
     sampling = SamplingConfig(iterations=3, head_steps=100, guidance=2.0, temperature=lambda frame: 1.0)
     assert_samples_are_the_datas(generated(model, make_batch(), slice(0, 3), sampling)[:, 1:].flatten())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from model.reveal import masked_after, reveal_schedule
 from model.rope3d import grid_positions
 from model.sampling import FrameSampler, SamplingConfig, constant_temperature, generate, linear_guidance, progressive_temperature
-from model.supervision import TrainingBatch
+from model.supervision import AllFrames, TrainingBatch
 from model.videomar import VideoMAR
 from model.visibility import Part, Visibility, frame_causal, windowed
 from tests.model.conftest import CONFIG
@@ -25,24 +26,28 @@ TOKENS = HEIGHT * WIDTH
 
 def training_hidden(model: VideoMAR, latents: torch.Tensor, masked: torch.Tensor, batch: TrainingBatch, drop: bool) -> torch.Tensor:
     """Trunk outputs of the whole sequence in one pass, as training computes them."""
-    text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop))
+    text, mask = model.text_keys(batch.text, batch.text_length, torch.full((len(latents),), drop), batch.conditions)
     positions = grid_positions(range(FRAMES), HEIGHT, WIDTH)
     return model.trunk(
         latents, masked, positions, text, mask, Visibility(frame_causal, tuple(Part(frame, 0, TOKENS) for frame in range(FRAMES)))
     )
 
 
+def told(batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return batch.text, batch.text_length, batch.conditions
+
+
 def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0, prefill: int = 1) -> float:
     """Between the cached sampler's hidden states of a half-masked frame and training's, over all frames and both branches."""
     samples = len(batch.text)
     latents = torch.randn(samples, FRAMES, TOKENS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sampler = FrameSampler(model, batch.text, batch.text_length, (HEIGHT, WIDTH), FRAMES, prefill, SamplingConfig(guidance=2.0))
+    sampler = FrameSampler(model, told(batch), (HEIGHT, WIDTH), FRAMES, prefill, SamplingConfig(guidance=2.0))
     worst = 0.0
     for frame in range(FRAMES):
         if frame == prefill:
-            sampler.keep(latents[:, :prefill])
+            sampler.keep(latents[:, :prefill], [])
         elif frame > prefill:
-            sampler.keep(latents[:, frame - 1 : frame])
+            sampler.keep(latents[:, frame - 1 : frame], [])
         if frame and frame < prefill:
             continue
         masked = torch.zeros(samples, FRAMES, TOKENS, dtype=torch.bool)
@@ -67,13 +72,13 @@ def test_a_cache_at_wrong_positions_would_be_noticed(model: VideoMAR, make_batch
 
 def test_a_frame_that_is_not_kept_clean_would_be_noticed(model: VideoMAR, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     right = FrameSampler.keep
-    monkeypatch.setattr(FrameSampler, "keep", lambda self, video: right(self, video + 0.5))
+    monkeypatch.setattr(FrameSampler, "keep", lambda self, video, rngs: right(self, video + 0.5, rngs))
     assert largest_difference(model, make_batch()) > 1e-4
 
 
 def windowed_hidden(model: VideoMAR, latents: torch.Tensor, batch: TrainingBatch, frame: int, seen: list[int]) -> torch.Tensor:
     """Trunk outputs of one frame that sees only the frames `seen` before it, whose own states were computed under the same window."""
-    text, mask = model.text_keys(batch.text, batch.text_length, torch.zeros(len(latents), dtype=torch.bool))
+    text, mask = model.text_keys(batch.text, batch.text_length, torch.zeros(len(latents), dtype=torch.bool), batch.conditions)
     rule = windowed(frame_causal, sink=1, window=3)
     visibility = Visibility(rule, tuple(Part(place, 0, TOKENS) for place in range(frame + 1)))
     assert visibility.seen(frame) == [*seen, frame]
@@ -86,7 +91,7 @@ def test_a_window_keeps_the_sink_and_the_newest_frames_in_flat_memory(model: Vid
     batch, frames = make_batch(), 9
     latents = torch.randn(3, frames, TOKENS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     config = SamplingConfig(guidance=1.0, sink=1, window=3)
-    sampler = FrameSampler(model, batch.text, batch.text_length, (HEIGHT, WIDTH), frames, 1, config)
+    sampler = FrameSampler(model, told(batch), (HEIGHT, WIDTH), frames, 1, config)
     cache = sampler.branches[0].cache
     assert cache is not None
     assert cache.keys[0].shape[2] == (1 + 2 + 1) * TOKENS
@@ -96,10 +101,10 @@ def test_a_window_keeps_the_sink_and_the_newest_frames_in_flat_memory(model: Vid
         cached = sampler.branches[0].hidden(latents[:, frame], clean, sampler.positions(1))
         torch.testing.assert_close(cached, windowed_hidden(model, latents, batch, frame, seen), rtol=1e-10, atol=1e-10)
         assert cache.length == len(seen) * TOKENS
-        sampler.keep(latents[:, frame : frame + 1])
+        sampler.keep(latents[:, frame : frame + 1], [])
 
 
-def sampled(model: VideoMAR, batch: TrainingBatch, rows: slice, guidance: float = 2.0, **changes: str) -> torch.Tensor:
+def sampled(model: VideoMAR, batch: TrainingBatch, rows: slice, guidance: float = 2.0, **changes: Any) -> torch.Tensor:
     given = torch.randn(3, 1, HEIGHT, WIDTH, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     rngs = [np.random.default_rng(row) for row in range(3)][rows]
     config = SamplingConfig(iterations=3, head_steps=4, guidance=guidance, **changes)
@@ -131,6 +136,51 @@ def test_frames_are_announced_as_they_are_done(model: VideoMAR, make_batch: Make
     video = generate(model, given, batch.text, batch.text_length, 3, config, rngs, lambda index, frame: seen.append((index, frame)))
     assert [index for index, _ in seen] == [1, 2]
     assert all(torch.equal(frame, video[:, index]) for index, frame in seen)
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, block=2)], ids=["block 2"])
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_block_sampler_computes_the_training_forward(model: VideoMAR, make_batch: MakeBatch, given: int) -> None:
+    """Units {0}, {1, 2}, {3, 4}: the masked last block of training's interleaved sequence against the cached sampler's."""
+    batch = make_batch(frames=5, supervision=AllFrames(block=2))
+    latents, parts = batch.latents.flatten(2, 3), batch.sequence.parts
+    text, mask = model.text_keys(batch.text, batch.text_length, torch.zeros(3, dtype=torch.bool), batch.conditions)
+    order = batch.sequence.frame_order
+    trunk = model.trunk(
+        latents[:, order].flatten(1, 2), batch.masked, grid_positions(order, HEIGHT, WIDTH), text, mask, batch.sequence.visibility
+    )
+    last = next(place for place, part in enumerate(parts) if (part.unit, part.copy) == (2, 1))
+    own = slice(batch.sequence.visibility.starts[last], batch.sequence.visibility.starts[last + 1])
+    sampler = FrameSampler(model, told(batch), (HEIGHT, WIDTH), 5, given, SamplingConfig(guidance=1.0))
+    sampler.keep(latents[:, :given], [])
+    if given < 3:
+        sampler.keep(latents[:, given:3], [])
+    cached = sampler.branches[0].hidden(latents[:, 3:].flatten(1, 2), batch.masked[:, own], sampler.positions(2))
+    torch.testing.assert_close(cached, trunk[:, own], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, block=3)], ids=["block 3"])
+@pytest.mark.parametrize("window", [0, 3])
+def test_blocks_are_sampled_together_announced_one_by_one_and_the_last_may_be_shorter(
+    model: VideoMAR, make_batch: MakeBatch, window: int
+) -> None:
+    batch, seen = make_batch(), []
+    rngs = [np.random.default_rng(row) for row in range(3)]
+    given = torch.zeros(3, 1, HEIGHT, WIDTH, 4, dtype=torch.float64)
+    config = SamplingConfig(2, 2, window=window)
+    video = generate(model, given, batch.text, batch.text_length, 9, config, rngs, lambda index, frame: seen.append(index))
+    assert seen == list(range(1, 9))
+    assert video.isfinite().all()
+
+
+@pytest.mark.parametrize("changes", [{"context_noise": 0.3}, {"context_masked": 0.5}, {"conditions": {"motion": 0.2}}], ids=str)
+def test_what_the_sampler_is_told_about_context_and_motion_changes_the_video(
+    model: VideoMAR, make_batch: MakeBatch, changes: dict[str, Any]
+) -> None:
+    batch = make_batch()
+    plain, changed, again = (sampled(model, batch, slice(0, 3), **wish) for wish in ({}, changes, changes))
+    assert torch.equal(changed, again)
+    assert not torch.allclose(plain, changed)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 64, 1440])
@@ -173,10 +223,11 @@ def test_any_number_of_given_frames_is_continued(model: VideoMAR, make_batch: Ma
     [
         (1, 5, {}, "5 latent channels, the model 4: another tokenizer"),
         (3, 4, {"window": 2}, "3 given frames do not fit a window of 1 \\+ 1 frames"),
+        (1, 4, {"conditions": {"tempo": 1.0}}, "not trained with the condition 'tempo'; it knows fps, motion"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    model: VideoMAR, make_batch: MakeBatch, given: int, channels: int, changes: dict[str, int], message: str
+    model: VideoMAR, make_batch: MakeBatch, given: int, channels: int, changes: dict[str, Any], message: str
 ) -> None:
     batch = make_batch()
     start = torch.zeros(3, given, HEIGHT, WIDTH, channels, dtype=torch.float64)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.rope3d import grid_positions
-from model.supervision import AllFrames, OneFrame, TokenSequence, TrainingBatch, masks_and_rows, supervised_by_frame
+from model.supervision import AllFrames, Disturbance, OneFrame, TokenSequence, TrainingBatch, masks_and_rows, supervised_by_frame, units
 from model.videomar import VideoMAR
 from model.visibility import Part, frame_causal
 from tests.model.conftest import CONFIG
@@ -26,7 +26,7 @@ TOKENS = HEIGHT * WIDTH
 def trunk(model: VideoMAR, batch: TrainingBatch, latents: torch.Tensor, sequence: TokenSequence, masked: torch.Tensor) -> torch.Tensor:
     """Hidden states [B, L, D] of a token sequence over latents [B, T, H, W, C]."""
     order = sequence.frame_order
-    text, text_mask = model.text_keys(batch.text, batch.text_length, batch.drop_text)
+    text, text_mask = model.text_keys(batch.text, batch.text_length, batch.drop_text, batch.conditions)
     tokens = latents[:, order].flatten(1, 3)
     return model.trunk(tokens, masked, grid_positions(order, HEIGHT, WIDTH), text, text_mask, sequence.visibility)
 
@@ -34,12 +34,12 @@ def trunk(model: VideoMAR, batch: TrainingBatch, latents: torch.Tensor, sequence
 def largest_difference(model: VideoMAR, batch: TrainingBatch, supervision: AllFrames, frames: int) -> float:
     """Between every masked part's hidden states and those of the clean units before it followed by that part alone."""
     together = trunk(model, batch, batch.latents, batch.sequence, batch.masked)
-    starts, units, worst = batch.sequence.visibility.starts, supervision.units(frames), 0.0
+    starts, together_of, worst = batch.sequence.visibility.starts, units(frames, supervision.block), 0.0
     for place, part in enumerate(batch.sequence.parts):
         if not part.copy:
             continue
         own = slice(starts[place], starts[place + 1])
-        before = units[: part.unit + 1]
+        before = together_of[: part.unit + 1]
         alone = TokenSequence(
             frame_causal, tuple(Part(unit, 0, len(unit_frames) * TOKENS) for unit, unit_frames in enumerate(before)), tuple(before)
         )
@@ -101,3 +101,19 @@ def test_losses_of_all_frames_are_reported_by_frame(model: VideoMAR, make_batch:
     assert losses.shape == (3, 4)
     assert (losses[:, 0] == 0).all()
     assert (losses[:, 1:] > 0).all()
+
+
+@pytest.mark.parametrize("supervision", [OneFrame(), AllFrames(block=2, masks=2)], ids=str)
+def test_training_disturbs_the_context_and_nothing_that_is_to_be_predicted(supervision: OneFrame | AllFrames) -> None:
+    rng = np.random.default_rng(0)
+    target = supervision.draw(rng, 5, TOKENS, CONFIG)
+    sequence = supervision.sequence([target], 5, TOKENS)
+    level, noise, masked = Disturbance(noise=0.5, masked=0.5).draw(rng, target, sequence, channels=4)
+    part = sequence.visibility.part_of_token().numpy()
+    context = ~np.isin(part, list(target.masked))
+    assert 0 < level < 0.5
+    assert np.array_equal(noise.any(axis=1), context)
+    assert masked[context].any()
+    assert not masked[context].all()
+    assert not masked[~context].any()
+    assert 0.5 * level < noise[context].std() < 1.5 * level

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from model.config import SIZES, ModelConfig, named_size
-from model.supervision import TokenSequence, TrainingBatch
+from model.supervision import AllFrames, TokenSequence, TrainingBatch
 from model.videomar import VideoMAR
 from model.visibility import Part, frame_causal
+from tests.model.conftest import CONFIG, awake
 
 MakeBatch = Callable[..., TrainingBatch]
 
@@ -86,6 +89,25 @@ def test_a_dropped_caption_is_the_null_text_whatever_it_said(model: VideoMAR, ma
     assert torch.equal(model(batch), model(replace(batch, text=batch.text + 1.0, text_length=batch.text_length - 1)))
 
 
+def test_conditions_matter_unless_they_are_not_told_or_the_caption_is_dropped(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch()  # row 1 has its caption dropped, row 2 is not told its motion
+    faster, livelier = batch.conditions.clone(), batch.conditions.clone()
+    faster[:, 0] *= 2
+    livelier[:2, 1] *= 2
+    changed = [
+        [bool((a != b).any()) for a, b in zip(model(batch), model(replace(batch, conditions=c)), strict=True)] for c in (faster, livelier)
+    ]
+    assert changed == [[True, False, True], [True, False, False]]
+
+
+def test_context_noise_reaches_what_is_seen_and_not_what_is_to_be_predicted(model: VideoMAR, make_batch: MakeBatch) -> None:
+    batch = make_batch(supervision=AllFrames())
+    noise = torch.randn(*batch.masked.shape, 4, dtype=torch.float64)
+    on_masked = replace(batch, context_noise=noise * batch.masked[..., None])
+    assert torch.equal(model(batch), model(on_masked)), "a masked token's latent is never seen, and its target stays clean"
+    assert not torch.equal(model(batch), model(replace(batch, context_noise=noise)))
+
+
 def test_a_batch_of_one_equals_its_row_in_a_larger_batch(model: VideoMAR, make_batch: MakeBatch) -> None:
     batch = make_batch()
     length = batch.masked.shape[1]
@@ -100,6 +122,7 @@ def test_a_batch_of_one_equals_its_row_in_a_larger_batch(model: VideoMAR, make_b
             text=batch.text[row : row + 1],
             text_length=batch.text_length[row : row + 1],
             drop_text=batch.drop_text[row : row + 1],
+            conditions=batch.conditions[row : row + 1],
         )
         torch.testing.assert_close(model(alone), model(batch)[row : row + 1], rtol=1e-12, atol=1e-12)
 
@@ -124,3 +147,23 @@ def test_a_wrong_visibility_would_be_noticed(model: VideoMAR, make_batch: MakeBa
     batch = make_batch()
     blind = replace(batch.sequence, rule=lambda query, key: key == query)
     assert not torch.allclose(model(batch), model(replace(batch, sequence=blind)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["ddpm", "flow"])
+def test_under_bf16_the_head_and_its_loss_stay_in_fp32(head: str, make_batch: MakeBatch) -> None:
+    torch.manual_seed(0)
+    model = awake(VideoMAR(replace(CONFIG, head=head)))
+    batch = make_batch()
+    times, noise = (torch.from_numpy(part) for part in model.head.draw(np.random.default_rng(0), len(batch.rows)))
+    batch = replace(batch, latents=batch.latents.float(), head_draws=(times, noise))
+    seen = []
+    for module in model.head.modules():
+        module.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
+    exact = model(batch)
+    stored = copy.deepcopy(model).bfloat16()(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(batch)
+    assert set(seen) == {torch.float32}
+    for loss in (stored, cast):
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact, rtol=0.05, atol=0.05)

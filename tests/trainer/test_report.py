@@ -66,7 +66,14 @@ def step(number: int, stage: str = "first", loss: float | None = 1.0) -> Record:
     layout = {"world_size": 2, "generation": 1, "dp": 2, "tp": 1, "sp": 1, "zero": 1, "micro_batch": 2}
     seconds = {"step_seconds": 0.5, "data_seconds": 0.1, "checkpoint_seconds": 0.0}
     rates = {"tokens_per_second": 100.0, "supervised_tokens_per_second": 30.0, "mfu": 0.0, "lr": 1e-3}
-    outcome: Record = {"loss": loss, "loss_by_frame": by_frame, "grad_norm": loss, "skipped": loss is None}
+    outcome: Record = {
+        "loss": loss,
+        "loss_by_frame": by_frame,
+        "grad_norm": loss,
+        "skipped": loss is None,
+        "loss_by_source": {},
+        "recompiles": 0,
+    }
     fields: Record = {"step": number, "stage": stage, **outcome, **counts, **layout, **seconds, **rates}
     return asdict(StepMetrics(**fields))
 

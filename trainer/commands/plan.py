@@ -12,7 +12,8 @@ from trainer.planning.cost import DEVICES, Cluster
 from trainer.planning.memory import Numerics
 from trainer.planning.search import Plan, Planner, largest_useful
 from trainer.planning.table import reasons, table
-from trainer.planning.workload import planned_model, workload
+from trainer.planning.workload import workload
+from trainer.sizing import planned_model
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 

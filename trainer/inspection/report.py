@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def page(name: str, metrics: Sequence[Record], happened: Sequence[Record]) -> st
         samples_section(samples),
         section("Is it learning?", loss_charts(metrics, true_now)),
         section("Is it fast?", speed_charts(metrics)),
+        trace_links(happened),
         section("Stages", stage_table(metrics, true_now)),
         section("Data", data_table(happened)),
         section("What happened", event_table(happened)),
@@ -140,6 +142,19 @@ def speed_charts(metrics: Sequence[Record]) -> str:
     return chart("tokens per second", [line.smoothed() for line in tokens], marks) + chart("seconds per step", seconds, marks)
 
 
+def trace_links(happened: Sequence[Record]) -> str:
+    """Where the traces of profiled steps are, and how much of a step was communication."""
+    parts = []
+    for event in happened:
+        if event["event"] == "profile":
+            (first, last), name = event["steps"], html.escape(Path(event["trace"]).name)
+            parts.append(
+                f"<p>Steps {first} to {last} were profiled: {event['communication_seconds']:.3f} s of communication a step; "
+                f'<a href="profile/">a trace per rank</a>, e.g. {name}, for chrome://tracing or Perfetto.</p>'
+            )
+    return "".join(parts)
+
+
 def stage_table(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
     """One row per stage: steps, last losses, why it ended."""
     rows = []
@@ -173,7 +188,7 @@ def event_table(happened: Sequence[Record]) -> str:
     rows = []
     for event in told:
         details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "seconds", "folder"))
-        rows.append([time.strftime("%H:%M:%S", time.gmtime(event["time"])), event["event"], details])
+        rows.append([time.strftime("%H:%M:%S", time.gmtime(event["time"])), event["event"], textwrap.shorten(details, 400)])
     return table(["UTC", "event", ""], rows)
 
 

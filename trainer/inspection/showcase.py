@@ -24,8 +24,9 @@ from trainer import events
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig, Stage
+from trainer.initial import merged
 from trainer.inspection.sheet import Row, contact_sheet
-from trainer.process import model_config
+from trainer.process import initial_model, model_config
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
 
 
 def averaged_model(config: RunConfig, dataset: Dataset, commit: commits.Commit) -> VideoMAR:
-    """A model of its own with the commit's moving average; training's weights are not touched."""
-    model = VideoMAR(model_config(config, dataset))
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes))
-    return model.eval()
+    """A model of its own with the commit's moving average, adapters merged; training's weights are not touched."""
+    model = initial_model(config, model_config(config, dataset), resumed=True)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes), strict=False)
+    return merged(model).eval()
 
 
 def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -> Samples:
@@ -73,7 +74,7 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
     positions = spread_over_sources([data.sample_key(position) for position in range(len(data))], config.sample.videos)
     batch, frames = data.fetch(positions), latent_shape(bucket, dataset.manifest.spec.stride)[0]
     latents, text = torch.from_numpy(batch.latents), torch.from_numpy(batch.text)
-    sampling = SamplingConfig(config.sample.iterations, config.sample.head_steps, config.sample.guidance)
+    sampling = sampling_config(config)
     rngs = [keyed_generator(config.seed, "sample", key) for key in batch.keys]
     generated = generate(model, latents[:, :1], text, torch.from_numpy(batch.text_length), frames, sampling, rngs)
     return Samples(
@@ -81,6 +82,22 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
         truth=[dataset.decode(video) for video in batch.latents],
         generated=[dataset.decode(video) for video in generated.numpy()],
         given=1,
+    )
+
+
+def sampling_config(config: RunConfig) -> SamplingConfig:
+    """How a recipe samples."""
+    wishes = config.sample
+    told = {"fps": config.data.fps} if "fps" in config.train.conditions else {}
+    return SamplingConfig(
+        iterations=wishes.iterations,
+        head_steps=wishes.head_steps,
+        guidance=wishes.guidance,
+        sink=wishes.sink,
+        window=wishes.window,
+        context_noise=wishes.context_noise,
+        context_masked=wishes.context_masked,
+        conditions={**told, **wishes.conditions},
     )
 
 

@@ -16,10 +16,11 @@ from trainer.parallel.regions import leave
 
 
 def cut(parameter: nn.Parameter, dim: int | None, group: ProcessGroup) -> nn.Parameter:
-    """This rank's equal part of a parameter along `dim` (None: all of it), marked as Megatron marks it, for DeepSpeed's norm."""
+    """This rank's equal part of a parameter along `dim` (None: all of it), marked as Megatron marks it, for DeepSpeed's norm; frozen
+    if the whole is."""
     if dim is None:
         return parameter
-    part = nn.Parameter(parameter.detach().chunk(group.size(), dim)[group.rank()].clone())
+    part = nn.Parameter(parameter.detach().chunk(group.size(), dim)[group.rank()].clone(), parameter.requires_grad)
     set_tensor_model_parallel_attributes(part, True, dim, 1)
     return part
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import deepspeed
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -26,12 +27,14 @@ class Mesh:
     sp_group: ProcessGroup
     replica_group: ProcessGroup  # dp x sp: the ranks that hold the same part of the model; ZeRO spreads over it
 
-    @property
-    def loss_group(self) -> ProcessGroup:
-        """The ranks whose losses add up to the step's, each having computed other rows."""
-        world = dist.group.WORLD
-        assert world is not None
-        return world if self.layout.megatron_sp else self.replica_group
+    def sum_losses(self, loss: Tensor) -> None:
+        """Make a rank's losses the step's, in place: the same bits on every rank, for decisions are taken on them.
+
+        Without Megatron-SP the ranks of a tensor-parallel group have all computed the same rows.
+        """
+        dist.all_reduce(loss)
+        if not self.layout.megatron_sp:
+            loss /= self.layout.tp
 
 
 def build_mesh(layout: Layout, device: str = "cpu") -> Mesh:

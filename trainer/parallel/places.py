@@ -55,13 +55,14 @@ def piece(length: int, pieces: int, index: int) -> slice:
     return slice(index * size, (index + 1) * size)
 
 
-def sequence_lengths(supervision: str, masks: int, frames: int, tokens: int) -> list[int]:
+def sequence_lengths(supervision: str, masks: int, block: int, frames: int, tokens: int) -> list[int]:
     """Every length that a training sequence of T latent frames of S tokens can have (videomar.md, sections 2 and 9)."""
     if frames == 1:
         return [tokens if supervision == "one_frame" else masks * tokens]
     if supervision == "one_frame":
         return [kept * tokens for kept in range(2, frames + 1)]
-    return [(masks + 1) * (frames - 1) * tokens]
+    last = (frames - 1) % block or block  # frames of the last unit, which has no clean copy
+    return [(masks * (frames - 1) + frames - last) * tokens]
 
 
 def check_divisible(stage: str, layout: Layout, heads: int, lengths: Iterable[int]) -> None:

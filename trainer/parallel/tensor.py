@@ -24,8 +24,8 @@ PLAN = {
 }
 # Modules whose first argument, the tokens, enters the region that ranks share by channels. Each leaves it through its row linear.
 ENTRIES = r"blocks\.\d+\.((cross_)?attention|ffn)"
-# Replicated, but used inside that region by each rank's own heads only; null_text feeds all the cross-attentions.
-ALWAYS_PARTIAL = r"blocks\.\d+\.(cross_)?attention\.[qk]_norm\.weight|null_text"
+# Replicated, but used inside that region by each rank's own heads only; null_text and the conditions feed all the cross-attentions.
+ALWAYS_PARTIAL = r"blocks\.\d+\.(cross_)?attention\.[qk]_norm\.weight|null_text|conditions\..*"
 
 
 def kind_of(linear: str) -> str | None:
@@ -71,7 +71,7 @@ def apply_tensor_parallel(model: VideoMAR, mesh: Mesh) -> None:
     # The caption is whole on every rank and enters once, for the keys and values of all blocks.
     model.text_embed.register_forward_hook(lambda module, arguments, text: enter(text, group, False))
     for name, parameter in model.named_parameters():
-        if is_partial(name, mesh.layout.megatron_sp):
+        if parameter.requires_grad and is_partial(name, mesh.layout.megatron_sp):
             parameter.register_hook(partial(summed, group=group))
 
 

@@ -60,14 +60,17 @@ class Memory:
 @lru_cache(maxsize=64)
 def parameters(model: ModelConfig, tp: int = 1) -> int:
     """Parameters on one tensor-parallel rank: the blocks' matrices are cut, all else is whole."""
-    width, head = model.width, model.head_width
-    outputs = model.latent_channels * (1 if model.head == "flow" else 2)
+    width = model.width
     cut = (8 + 2 * model.ffn_ratio) * width**2 // tp
     block = cut + 2 * width + 4 * width + 4 * model.head_dim  # the output biases, two LayerNorms, four q/k norms
     embeddings = (model.latent_channels + 1) * width + width + (model.text_width + 1) * width + model.text_tokens * width + 2 * width
-    inputs = (model.latent_channels + 1) * head + (width + 1) * head + (TIME_FEATURES + 1) * head + (head + 1) * head
-    layers = model.head_depth * (5 * head**2 + 7 * head) + 2 * (head + 1) * head + (head + 1) * outputs
-    return model.depth * block + embeddings + inputs + layers
+    return model.depth * block + embeddings + len(model.conditions) * (TIME_FEATURES + 1) * width + head_parameters(model)
+
+
+def head_parameters(model: ModelConfig) -> int:
+    width, outputs = model.head_width, model.latent_channels * (1 if model.head == "flow" else 2)
+    inputs = (model.latent_channels + 1) * width + (model.width + 1) * width + (TIME_FEATURES + 1) * width + (width + 1) * width
+    return inputs + model.head_depth * (5 * width**2 + 7 * width) + 2 * (width + 1) * width + (width + 1) * outputs
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def activations(work: Workload, layout: Layout, numerics: Numerics) -> Activatio
     rows = layout.micro_batch * sequence.tokens
     whole = rows // layout.sp * model.width  # elements of a tensor that enters a tensor-parallel layer
     stream, inner = rows // shards * model.width, whole // layout.tp
-    caption = layout.micro_batch * model.text_tokens * model.width
+    caption = layout.micro_batch * (model.text_tokens + len(model.conditions)) * model.width
     supervised = layout.micro_batch * sequence.most_supervised(shards) * model.head_repeats * model.head_width
     saved = {
         "none": block_saves(work, layout, numerics, stream, whole, inner),
@@ -107,8 +110,8 @@ def activations(work: Workload, layout: Layout, numerics: Numerics) -> Activatio
         outside=3 * size * stream
         + (2 + 2 * model.text_width // model.width) * size * caption
         + model.depth * (norm + 2 * size) * caption // layout.tp,
-        head=(size * (8 + 10 * model.head_depth) + 2 * (numerics.norm_size - size) * (1 + model.head_depth)) * supervised,
-        head_work=4 * size * supervised + 2 * size * rows * model.width // layout.sp,
+        head=FP32 * ((8 + 10 * model.head_depth) * supervised + (head_parameters(model) if size < FP32 else 0)),  # always computes in fp32
+        head_work=4 * FP32 * supervised + 2 * size * rows * model.width // layout.sp,
         block_work=size * ((2 * model.ffn_ratio + 1) * inner + 3 * whole),
         text_gradients=model.depth * 2 * size * caption // layout.tp,
     )
@@ -120,9 +123,12 @@ def block_saves(work: Workload, layout: Layout, numerics: Numerics, stream: int,
     # Inputs of both LayerNorms; what enters attention, cross-attention and FFN.
     streams = 2 * numerics.norm_size * stream + 3 * size * whole
     norms = 3 * (size if numerics.cuda else 2 * FP32) * inner  # of q, k and cross-attention's q
-    products = size * (5 + (2 if numerics.cuda else 3) + 2 * work.model.ffn_ratio) * inner  # q, k, v, attention twice; q, out; FFN
-    copies = 0 if numerics.cuda else 2 * size * inner * work.longest.copied_keys // work.longest.tokens
-    return streams + norms + products + copies
+    # q, attention's parts and they joined; cross-attention's q and output; FFN. Then keys and values, of which chunked attention keeps
+    # what each part sees, and under autocast casts the keys of each part by itself.
+    products = size * (3 + (2 if numerics.cuda else 3) + 2 * work.model.ffn_ratio) * inner
+    longest = work.longest
+    keys = 2 * longest.kept_keys if numerics.precision == "fp32" else longest.kept_keys + longest.seen_keys
+    return streams + norms + products + (2 * size * inner if numerics.cuda else size * inner * keys // longest.tokens)
 
 
 def estimate(work: Workload, layout: Layout, numerics: Numerics) -> Memory:

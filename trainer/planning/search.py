@@ -112,7 +112,7 @@ def shapes(work: Workload, cluster: Cluster) -> Iterator[Layout]:
     heads, unit = work.model.heads, math.gcd(*(sequence.tokens for sequence in work.sequences))
     for tp in divisors(math.gcd(heads, cluster.per_node)):
         for sp in divisors(heads // tp):
-            dp = usable(cluster.world, work.samples, tp * sp) // (tp * sp)
+            dp = usable(cluster.world, [work.samples], tp * sp) // (tp * sp)
             if not dp or unit % sp or (sp > 1 and work.longest.tokens < sp * SHORTEST):
                 continue
             for zero in (1, 2, 3):

@@ -8,12 +8,11 @@ from functools import lru_cache
 from itertools import accumulate
 from statistics import NormalDist
 
-from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
-from model.config import ModelConfig, named_size
+from model.config import ModelConfig
 from trainer.config import RunConfig
 from trainer.curriculum import Stage
-from trainer.planner import global_batch
+from trainer.mixture import ingredients
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Sequence:
     masked: tuple[bool, ...]
     frame_tokens: int  # S
     pairs: int  # visible (query, key) token pairs
-    copied_keys: int  # keys that chunked attention copies, because what a part sees of them is not one run
+    seen_keys: int  # keys that parts see, counted once per part
+    kept_keys: int  # keys that chunked attention keeps: clean ones once, and for every masked copy a copy of all that it sees
 
     @property
     def tokens(self) -> int:
@@ -53,18 +53,25 @@ def fullest(masked: tuple[bool, ...], frame: int, size: int) -> int:
 
 def one_frame(kept: int, tokens: int) -> Sequence:
     """The paper's sequence whose target is the last of `kept` frames."""
-    return Sequence((False,) * (kept - 1) + (True,), tokens, tokens**2 * kept * (kept + 1) // 2, 0)
+    return Sequence(
+        (False,) * (kept - 1) + (True,), tokens, tokens**2 * kept * (kept + 1) // 2, tokens * kept * (kept + 1) // 2, kept * tokens
+    )
 
 
-def all_frames(frames: int, tokens: int, masks: int) -> Sequence:
-    """Every frame after the first clean and in `masks` masked copies; nobody looks at the last one's clean copy, so it is left out."""
+def all_frames(frames: int, tokens: int, masks: int, block: int = 1) -> Sequence:
+    """Every unit after frame 0 (`block` frames, the last maybe fewer) clean and in `masks` masked copies; nobody looks at the last one's
+    clean copy, so it is left out."""
     if frames == 1:
-        return Sequence((True,) * masks, tokens, masks * tokens**2, 0)
-    masked = (False, *((True,) * masks + (False,)) * (frames - 1))[:-1]
-    seen = [unit + 1 for unit in range(1, frames) for _ in range(masks)]  # frames that a masked copy sees: earlier clean ones and itself
-    pairs = sum(range(1, frames)) + sum(seen)
-    copied = sum(seen) if frames > 2 else sum(seen[1:])  # of two frames the first masked copy stands right behind what it sees
-    return Sequence(masked, tokens, pairs * tokens**2, copied * tokens)
+        return Sequence((True,) * masks, tokens, masks * tokens**2, masks * tokens, masks * tokens)
+    sizes = [min(block, frames - start) for start in range(1, frames, block)]
+    masked, pairs, keys, kept, seen = [False], 1, 1, 1, 1  # seen: frames up to and with a unit
+    for place, size in enumerate(sizes):
+        last, seen = place + 1 == len(sizes), seen + size
+        masked += [True] * size * masks + [False] * (0 if last else size)
+        pairs += size * seen * (masks + (not last))
+        keys += seen * (masks + (not last))
+        kept += seen * masks + (0 if last else size)
+    return Sequence(tuple(masked), tokens, pairs * tokens**2, keys * tokens, kept * tokens)
 
 
 @dataclass(frozen=True)
@@ -87,30 +94,19 @@ class Workload:
 
 
 def workload(config: RunConfig, model: ModelConfig, stage: Stage) -> Workload:
-    """A stage of a recipe. Raises UserError when its bucket does not fit the tokenizer's stride."""
+    """A stage of a recipe, on its own bucket. Raises UserError when that does not fit the tokenizer's stride."""
+    train = config.train
     try:
-        frames, height, width = latent_shape(Bucket(stage.frames, stage.height, stage.width), stage.stride or config.data.stride)
+        own = ingredients(stage, stage.stride or config.data.stride)[0]
     except ValueError as error:
         raise UserError(f"stage {stage.name}: {error}") from None
-    if frames < 2:
+    if own.frames < 2:
         raise UserError(f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use more")
-    tokens = height * width
-    if config.train.supervision == "one_frame":
-        sequences: Iterable[Sequence] = (one_frame(kept, tokens) for kept in range(2, frames + 1))
+    if train.supervision == "one_frame":
+        sequences: Iterable[Sequence] = (one_frame(kept, own.tokens) for kept in range(2, own.frames + 1))
     else:
-        sequences = [all_frames(frames, tokens, config.train.masks_per_frame)]
-    return Workload(stage.name, model, global_batch(stage.tokens_per_step, frames, tokens), frames * tokens, tuple(sequences))
-
-
-def planned_model(config: RunConfig) -> ModelConfig:
-    """The model of a recipe before any data exists: sizes that data would dictate are the recipe's."""
-    data = config.data
-    changes = {"latent_channels": data.latent_channels, "text_width": data.text_width, "text_tokens": data.text_tokens}
-    heads = {"heads": config.model.heads} if config.model.heads else {}
-    try:
-        return named_size(config.model.size, head=config.train.head, **changes, **heads)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        sequences = [all_frames(own.frames, own.tokens, train.masks_per_frame, train.block)]
+    return Workload(stage.name, model, own.samples, own.frames * own.tokens, tuple(sequences))
 
 
 def mean_mask_ratio(model: ModelConfig) -> float:

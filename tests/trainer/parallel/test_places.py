@@ -54,12 +54,13 @@ def test_a_tp_group_gathers_its_tokens_in_the_order_of_its_ranks(layout: Layout,
 
 @pytest.mark.parametrize("frames", [2, 3, 5])
 @pytest.mark.parametrize("masks", [1, 3])
-def test_the_lengths_are_those_of_the_sequences(frames: int, masks: int) -> None:
-    made = AllFrames(masks=masks).sequence([], frames, 6)
-    assert sequence_lengths("all_frames", masks, frames, 6) == [made.visibility.starts[-1]]
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_the_lengths_are_those_of_the_sequences(frames: int, masks: int, block: int) -> None:
+    made = AllFrames(block, masks).sequence([], frames, 6)
+    assert sequence_lengths("all_frames", masks, block, frames, 6) == [made.visibility.starts[-1]]
     targets = [[Target(kept, {})] for kept in range(2, frames + 1)]
     cut = [OneFrame().sequence(target, frames, 6).visibility.starts[-1] for target in targets]
-    assert sequence_lengths("one_frame", masks, frames, 6) == cut
+    assert sequence_lengths("one_frame", masks, block, frames, 6) == cut
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def count(model: torch.nn.Module) -> int:
 def real_batch(case: Case) -> TrainingBatch:
     """The stage's largest micro-batch, with the supervised rows of the rank that has most of them."""
     supervision = OneFrame() if case.supervision == "one_frame" else AllFrames(masks=case.masks)
-    trial = Trial("stage", case.layout, case.frames, case.height, case.width)
+    trial = Trial("stage", case.layout, case.frames, case.height * case.width)
     batch = largest_batch(case.model, supervision, HEADS[case.model.head](case.model), trial)
     piece = batch.rows % batch.masked.shape[1] // (batch.masked.shape[1] // token_shards(case.layout))
     fullest = piece == piece.mode().values

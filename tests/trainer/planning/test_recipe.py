@@ -12,7 +12,8 @@ from tests.trainer.planning.fake_step import Case, step
 from trainer.commands.plan import planner_of
 from trainer.config import load
 from trainer.planning.memory import Numerics, estimate, parameters
-from trainer.planning.workload import planned_model, workload
+from trainer.planning.workload import workload
+from trainer.sizing import planned_model
 
 
 @pytest.mark.parametrize("world", [8, 64, 512])

@@ -20,23 +20,27 @@ from trainer.planning.workload import Sequence, all_frames, mean_mask_ratio, one
 FRAMES, TOKENS, MASKS = st.integers(2, 9), st.integers(1, 6), st.integers(1, 4)
 
 
-def copied(sequence: TokenSequence) -> int:
-    """Keys that chunked attention copies: those of parts that see more than one run."""
-    chunks = sequence.visibility.chunks
-    return sum(sum(run.stop - run.start for run in runs) for _, runs in chunks if len(runs) > 1)
+def kept(sequence: TokenSequence) -> int:
+    """Keys that chunked attention keeps: the clean ones laid end to end, and a copy of what a part sees in more than one piece."""
+    seen, sizes = sequence.visibility, [part.tokens for part in sequence.parts]
+    copies = [
+        sum(stop - start for start, stop in runs) + sum(sizes[place] for place in masked) for runs, masked in seen.chunks if runs and masked
+    ]
+    return sum(copies) + sum(sizes[place] for place in seen.clean or range(len(sizes)))
 
 
 def assert_alike(planned: Sequence, real: TokenSequence) -> None:
     seen = real.visibility
-    assert (planned.tokens, planned.pairs, planned.copied_keys) == (seen.starts[-1], seen.pairs(), copied(real))
+    keys = sum(real.parts[key].tokens for place in range(len(real.parts)) for key in seen.seen(place))
+    assert (planned.tokens, planned.pairs, planned.seen_keys, planned.kept_keys) == (seen.starts[-1], seen.pairs(), keys, kept(real))
 
 
-@given(FRAMES, TOKENS, MASKS)
-def test_all_frames_is_as_the_model_lays_it_out(frames: int, tokens: int, masks: int) -> None:
-    real = AllFrames(masks=masks).sequence([], frames, tokens)
-    planned = all_frames(frames, tokens, masks)
+@given(FRAMES, TOKENS, MASKS, st.integers(1, 4))
+def test_all_frames_is_as_the_model_lays_it_out(frames: int, tokens: int, masks: int, block: int) -> None:
+    real = AllFrames(block, masks).sequence([], frames, tokens)
+    planned = all_frames(frames, tokens, masks, block)
     assert_alike(planned, real)
-    assert planned.masked == tuple(part.copy > 0 for part in real.parts)
+    assert planned.masked == tuple(part.copy > 0 for part, unit in zip(real.parts, real.frames, strict=True) for _ in unit)
 
 
 @given(FRAMES, TOKENS)
