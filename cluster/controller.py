@@ -13,6 +13,7 @@ from typing import Any
 from cluster import dataset as datasets
 from cluster import generation, run_folder, session, summary, torchrun
 from cluster.checks import check_initial, check_samples, check_stages
+from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
 from cluster.seats import Seats, make_seats
 from data_pipeline.loader import Dataset
@@ -22,7 +23,10 @@ from trainer.checkpoint.commit import Commit, check_ids, resume_point
 from trainer.checkpoint.files import is_sound
 from trainer.config import RunConfig
 from trainer.curriculum import RunState, Stage
+from trainer.exporter import serving
 from trainer.inspection import report
+from trainer.instruments import RunInstruments
+from trainer.meter import Meter
 from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.planner import usable
@@ -73,14 +77,21 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
 def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | None, address: str | None, terminal: Terminal) -> None:
     """The whole job. Seats warm up while the videos are encoded."""
     workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
-    with session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, preload(config), threads=cpus)
+    instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
+
+    def on_progress(progress: Progress) -> None:
+        terminal.encoding(progress)
+        instruments.encoding(progress.done, progress.total, progress.clips)
+
+    with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
+        seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
                 f"data  {len(job.sources.sources)} videos in {job.videos}"
             )
-            dataset, reused = datasets.prepare(job, workers * cpus, terminal.encoding)
+            dataset, reused = datasets.prepare(job, workers * cpus, on_progress)
+            instruments.dataset(*summary.dataset_counts(dataset))
             for line in summary.dataset_lines(job, dataset, reused):
                 terminal.say(line)
             check_samples(config, dataset)
@@ -92,7 +103,7 @@ def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | N
                 for line in weights.summary(matched, config.train.init):
                     terminal.say(line)
                 events.record(run, "initial", **vars(config.train.init), **vars(matched))
-            Run(config, run, number, dataset, seats, terminal).to_the_end()
+            Run(config, run, number, dataset, seats, terminal, instruments).to_the_end()
         finally:
             seats.close()
 
@@ -100,8 +111,11 @@ def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | N
 class Run:
     """A run on its seats, for as long as this process steers it."""
 
-    def __init__(self, config: RunConfig, folder: Path, number: int, dataset: Dataset, seats: Seats, terminal: Terminal) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, number: int, dataset: Dataset, seats: Seats, terminal: Terminal, instruments: RunInstruments
+    ) -> None:
         self.config, self.folder, self.dataset, self.seats, self.terminal = config, folder, dataset, seats, terminal
+        self.instruments = instruments
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
         self.stage_step = 0
@@ -180,9 +194,11 @@ class Run:
             for rank in range(world)
         ]
         events.record(self.folder, "generation", generation=number, world=world, target=target)
+        self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
         outcome = generation.run(self.seats[:world], target, payloads, self.on_message, generation=number)
         if not outcome.finished:
             events.record(self.folder, "failure", generation=number, rank=outcome.failed_rank, reason=outcome.reason)
+            self.instruments.failure(outcome.cause)
         for place in outcome.lost:
             self.seats.replace(place)
         return outcome
@@ -191,3 +207,8 @@ class Run:
         if message["kind"] == "step":
             self.stage_step += 1
             self.terminal.show(self.line.text(message, self.stage_step))
+            self.instruments.step(message, self.stage_step)
+        elif message["kind"] == "event":
+            self.instruments.event(message["event"], message)
+        elif message["kind"] == "samples":
+            self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])

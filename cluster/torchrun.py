@@ -22,10 +22,11 @@ from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
 from data_pipeline.encode import Chunk, encode_chunk
 from data_pipeline.errors import UserError
+from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location
 from data_pipeline.text.hashing import HashingText
-from data_pipeline.tokenizers import load_tokenizer
 from trainer import events, lease, weights
 from trainer.checkpoint.commit import resume_point
 from trainer.config import RunConfig
@@ -104,19 +105,19 @@ def prepare(config: RunConfig, terminal: Terminal) -> dict[str, str]:
         for text in weights.summary(matched, config.train.init):
             terminal.say(text)
         events.record(run, "initial", **vars(config.train.init), **vars(matched))
-    return {"run": str(run), "dataset": str(dataset.folder.absolute())}
+    return {"run": str(run), "dataset": str(dataset.folder)}
 
 
 def encode_here(
     chunks: Sequence[Chunk],
     spec: EncodeSpec,
-    tokenizer_folder: Path,
-    folder: Path,
-    workers: int,
+    tokenizer_folder: Location,
+    folder: Location,
+    workers: int | None,
     on_progress: Callable[[Progress], None],
 ) -> list[ChunkRecord]:
     """cluster.encode.encode_dataset in this process, one chunk after the other."""
-    tokenizer, text = load_tokenizer(tokenizer_folder), HashingText(spec.text_width, spec.text_tokens)
+    tokenizer, text = tokenizer_at(tokenizer_folder), HashingText(spec.text_width, spec.text_tokens)
     return [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in chunks]
 
 

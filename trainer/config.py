@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
 from trainer.sections import InitSection, LoraSection, Section
@@ -35,7 +38,9 @@ class SyntheticSection(Section):
 class DataSection(Section):
     videos: str | None = None  # folder of videos; none: synthetic moving shapes
     captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     latent_channels: int = Field(16, ge=1)
@@ -57,6 +62,7 @@ class ClusterSection(Section):
     launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
     workers: int = Field(2, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
 
 
@@ -146,6 +152,11 @@ class PlanSection(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
+class MetricsSection(Section):
+    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
+    host: str = "127.0.0.1"  # the address it listens at
+
+
 class RunConfig(Section):
     """Everything a run is made of."""
 
@@ -162,6 +173,7 @@ class RunConfig(Section):
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
     plan: PlanSection = PlanSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def samples_tell_what_was_trained(self) -> RunConfig:
@@ -175,8 +187,13 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
@@ -202,7 +219,10 @@ FREE_KEYS = (
     "profile",
     "sample",
     "plan",
+    "metrics",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 

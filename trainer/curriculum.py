@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,3 +123,10 @@ def promotion_reason(rule: Promotion, state: RunState) -> str | None:
         if recent > before * (1.0 - rule.plateau_gain):
             return f"plateau: {before:.4f} -> {recent:.4f} over {window} evaluations"
     return None
+
+
+def tokens_to_go(stages: Sequence[Stage], index: int, stage_step: int) -> int:
+    """Latent tokens left after `stage_step` steps of stage `index` if no stage ends before its max_steps."""
+    here, *later = stages[index:]
+    steps = [(here, here.promotion.max_steps - stage_step), *((stage, stage.promotion.max_steps) for stage in later)]
+    return sum(count * stage.tokens_per_step for stage, count in steps)

@@ -1,4 +1,4 @@
-"""What rank 0 tells the world while it trains: metrics.jsonl, events.jsonl, and a message per step to its seat."""
+"""What rank 0 tells the world while it trains: metrics.jsonl, events.jsonl, and a message per step and event to its seat."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Journal:
 
     def event(self, kind: str, **fields: Any) -> None:
         events.record(self._run, kind, generation=self._generation, **fields)
+        self._report({"kind": "event", "event": kind, **fields})
 
     def step(self, metrics: StepMetrics) -> None:
         """Publish a step. Raises Fenced when a newer generation owns the run."""

@@ -40,6 +40,7 @@ from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import Layout, plan_layout, usable
 from trainer.preflight import Trial, preflight, smaller_next_time
+from trainer.pulse import Pulse
 from trainer.sizing import model_of
 from trainer.task import StageTask
 from trainer.trace import StepTrace
@@ -57,7 +58,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
 def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    dataset = open_dataset(Path(payload["dataset"]))
+    dataset = open_dataset(payload["dataset"], config.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
@@ -73,15 +74,17 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         seconds = {"group": joining, "build": perf_counter() - joined}
         layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
+    told: Journal | Silence | Pulse = journal or Silence()
+    if not found and config.train.preflight:
+        flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
+        figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
+        told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
-    told = journal or Silence()
+    if config.metrics.port:
+        told = Pulse(told, model, device, task.rank, report)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
     try:
-        if not found and config.train.preflight:
-            flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
-            figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
-            told.event("preflight", seconds=perf_counter() - flown, stages=figures)
         with smaller_next_time(run_folder, task.stage.name, task.layout, device):
             run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
     finally:

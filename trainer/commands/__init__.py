@@ -1,1 +1,1 @@
-"""The command line's commands that need no Ray: one short file each, called by main.py."""
+"""The commands that need no Ray, one module each."""
