@@ -70,6 +70,7 @@ class TrainSection(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
     compile: bool = False  # each block by torch.compile
     micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
+    preflight: bool = True  # a new run first tries the largest batch of every stage
     commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
     permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
     keep_commits: int = Field(8, ge=1)  # permanent ones
@@ -109,6 +110,17 @@ class SampleSection(Section):
     conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
+class PlanSection(Section):
+    """What `plan` and the planner are told about the cluster; device figures other than these are a data sheet's (planning/cost.py)."""
+
+    world: int = Field(8, ge=1, le=16_384)  # devices
+    per_node: int = Field(8, ge=1)
+    device: Literal["A100", "H100", "H200"] = "H100"
+    memory: str | None = None  # per device, as in 80GB or 80GiB; default: the device's
+    efficiency: float = Field(0.4, gt=0, le=1)  # fraction of its peak at which a device computes matrix products
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
 class MetricsSection(Section):
     port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
     host: str = "127.0.0.1"  # the address it listens at
@@ -129,6 +141,7 @@ class RunConfig(Section):
     profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    plan: PlanSection = PlanSection()
     metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
@@ -161,6 +174,7 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
+    "train.preflight",
     "train.commit_every",
     "train.permanent_every",
     "train.keep_commits",
@@ -168,6 +182,7 @@ FREE_KEYS = (
     "guard",
     "profile",
     "sample",
+    "plan",
     "metrics",
     "data.root",
     "data.cache",
