@@ -143,7 +143,7 @@ class SampleSet:
         for shard, items in by_shard.items():
             for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
                 np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
-                latents[item] = np.divide(exact, scale, out=exact)
+                np.divide(exact, scale, out=latents[item], casting="same_kind")
                 vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)

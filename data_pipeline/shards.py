@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,16 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 def unpack(data: bytes | memoryview) -> np.ndarray:
     """The one bfloat16 tensor of a safetensors file, as float32. Reads the header itself: the library would copy the data."""
     start = 8 + int.from_bytes(data[:8], "little")
-    ((_, tensor),) = json.loads(bytes(data[8:start])).items()
+    first, size, shape = _header(bytes(data[8:start]))
+    return from_bfloat16(np.frombuffer(data, np.uint16, size, start + first)).reshape(shape)
+
+
+@lru_cache(maxsize=256)  # all latents of a bucket have the same one
+def _header(data: bytes) -> tuple[int, int, tuple[int, ...]]:
+    """(offset behind the header in bytes, numbers, shape) of the one tensor that a safetensors header tells of."""
+    ((_, tensor),) = json.loads(data).items()
     first, last = tensor["data_offsets"]
-    return from_bfloat16(np.frombuffer(data, np.uint16, (last - first) // 2, start + first)).reshape(tensor["shape"])
+    return first, (last - first) // 2, tuple(tensor["shape"])
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:
