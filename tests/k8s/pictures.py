@@ -69,13 +69,17 @@ def points(found: list[dict[str, Any]], legend: str, start: float, step: float) 
     """Series with their legends filled in, times in seconds since `start`; a gap in the data stays one in the line."""
     answers = []
     for series in found:
-        told, text = [], VARIABLE.sub(lambda name: series["metric"].get(name[1], ""), legend)
+        told: list[tuple[float, float]] = []
         for when, value in series["values"]:
             if told and when - start - told[-1][0] > 2 * step:
                 told.append((when - start - step, math.nan))
             told.append((when - start, float(value)))
-        answers.append((text.strip(), told))
+        answers.append((filled(legend, series["metric"]), told))
     return answers
+
+
+def filled(legend: str, labels: dict[str, str]) -> str:
+    return VARIABLE.sub(lambda name: labels.get(name[1], ""), legend).strip()
 
 
 def curves(axes: Any, panel: Panel, answers: Answers) -> None:
