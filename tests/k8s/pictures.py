@@ -107,7 +107,8 @@ def number(axes: Any, panel: Panel, answers: Answers) -> None:
     style(axes, panel)
     axes.set_xticks([])
     axes.set_yticks([])
-    shown = [(legend, series[-1][1]) for legend, series in answers if series]
+    newest = max((series[-1][0] for _, series in answers), default=0.0)
+    shown = [(legend, series[-1][1]) for legend, series in answers if series[-1][0] == newest and not math.isnan(series[-1][1])]
     text = "   ".join(
         f"{legend} {written(value, panel.unit)}" if "state" not in panel.title.lower() else legend for legend, value in shown[-2:]
     )
