@@ -41,6 +41,12 @@ PRELOAD = [
 ]
 
 
+def preload(config: RunConfig) -> list[str]:
+    """What the seats of a run import ahead; PEFT and Megatron only where they are used."""
+    used = {"peft": config.train.lora.rank > 0, "trainer.parallel.layers": config.parallel.tp > 1}
+    return PRELOAD + [module for module, needed in used.items() if needed]
+
+
 class RunFailed(Exception):
     """The run cannot go on by itself; says why and where to look."""
 
@@ -77,8 +83,7 @@ def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | N
         instruments.encoding(progress.done, progress.total, progress.clips)
 
     with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
-        preload = [*PRELOAD, "peft"] if config.train.lora.rank else PRELOAD
-        seats = make_seats(workers, cpus, preload, threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
+        seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
         try:
             terminal.say(
                 f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"

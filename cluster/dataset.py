@@ -9,24 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cluster.encode import Progress, encode_dataset
-from data_pipeline import manifest
+from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
 from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.filters import FilterThresholds
-from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset, tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location, S3Path
 from data_pipeline.synthetic import write_synthetic
 from data_pipeline.text.hashing import HashingText
-from data_pipeline.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
 
-Encode = Callable[[Sequence[Chunk], EncodeSpec, Path, Path, int, Callable[[Progress], None]], list[ChunkRecord]]
+Encode = Callable[[Sequence[Chunk], EncodeSpec, Location, Location, int | None, Callable[[Progress], None]], list[ChunkRecord]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EncodeJob:
     sources: SourceList
     spec: EncodeSpec
     fingerprint: str
-    folder: Path
+    folder: Location
     videos: str
 
 
@@ -83,27 +84,30 @@ def draw_synthetic(config: RunConfig) -> Path:
     if not data.fps.is_integer():
         raise UserError(f"data.fps={data.fps}: synthetic videos have a whole number of frames per second")
     fps = int(data.fps)
-    folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
+    root = Path(config.run.root) / "datasets" if isinstance(config.data_root, S3Path) else config.data_root
+    folder = root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
     with writing(folder):
         write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, fps)
     return folder
 
 
-def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None], encode: Encode = encode_dataset) -> tuple[Dataset, bool]:
-    """(the finished data set, whether it was there already), encoded by `workers` actors of one busy CPU each.
+def prepare(
+    job: EncodeJob, workers: int | None, on_progress: Callable[[Progress], None], encode: Encode = encode_dataset
+) -> tuple[Dataset, bool]:
+    """(the finished data set, whether it was there already), encoded on `workers` CPUs, or on all that the cluster has.
 
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
     Raises UserError when no training data comes of the videos, or when the folder cannot be written.
     """
-    if (job.folder / manifest.FILE).exists():
+    if storage.size(job.folder / manifest.FILE) is not None:
         return open_dataset(job.folder), True
     tokenizer_folder, text = job.folder / TOKENIZER_FOLDER, HashingText(job.spec.text_width, job.spec.text_tokens)
-    if not (tokenizer_folder / "tokenizer.json").exists():  # which is written last
+    if storage.size(tokenizer_folder / TOKENIZER_FILE) is None:  # which is written last
         fitted = fit_tokenizer(job.sources.sources, job)
         with writing(job.folder):
-            fitted.save(tokenizer_folder)
+            save_tokenizer(fitted, tokenizer_folder)
     records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = tokenizer_at(tokenizer_folder)
     made = manifest.build(
         records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint
     )
@@ -120,8 +124,18 @@ def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
         raise UserError(f"{job.videos}: {error}") from None
 
 
+def save_tokenizer(tokenizer: LinearTokenizer, folder: Location) -> None:
+    """Into a folder on a disk or in S3."""
+    if isinstance(folder, Path):
+        tokenizer.save(folder)
+        return
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as made:
+        tokenizer.save(Path(made))
+        storage.copy_tree(Path(made), folder, last=TOKENIZER_FILE)
+
+
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Location) -> Iterator[None]:
     """Says in the user's words that the operating system lets nothing be written to a folder below data.root."""
     try:
         yield

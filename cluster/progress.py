@@ -45,9 +45,10 @@ class Terminal:
             self._open = False
 
     def encoding(self, progress: EncodeProgress) -> None:
+        slowest = f"  waiting for {progress.bottleneck}" if progress.bottleneck != "none" else ""
         self.show(
             f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  "
-            f"ETA {clock(progress.eta)}"
+            f"ETA {clock(progress.eta)}{slowest}"
         )
 
 

@@ -33,7 +33,8 @@ def check(config: RunConfig, inside_job: bool) -> None:
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
     check_free(folder)
     check_writable(folder, "run.root")
-    check_writable(config.data_root, "data.root")
+    if isinstance(config.data_root, Path):
+        check_writable(config.data_root, "data.root")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""Batches of one bucket by global position, in the order of order.py. The trainer asks for the positions that it is to
-see; the loader knows nothing of ranks, devices or torch."""
+"""Batches of one bucket by global position, in the order of order.py, from a disk or from S3. The trainer asks for the
+positions that it is to see; the loader knows nothing of ranks, devices or torch."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline import manifest as manifests
+from data_pipeline import storage
 from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import EpochOrder, wrap
-from data_pipeline.shards import ShardError, ShardReader
+from data_pipeline.order import EpochOrder, Mixture, wrap
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_reader import ShardReader
+from data_pipeline.shards import shard_path, unpack
+from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
-TOKENIZER_FOLDER = "tokenizer"
-OPEN_SHARDS = 256  # per sample set
+TOKENIZER_FOLDER, TOKENIZER_FILE = "tokenizer", "tokenizer.json"
+OPEN_SHARDS = 32  # per sample set: its windows of this epoch and the next, with room to spare
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished data set on disk."""
+    """A finished data set, on a disk or in S3. With a cache, shards from S3 are fetched ahead of their reading."""
 
-    folder: Path
+    folder: Location
     manifest: Manifest
     id: str
+    cache: ShardCache | None = field(default=None, compare=False)
 
     @cached_property
     def tokenizer(self) -> VideoTokenizer:
         """Raises UserError when the folder's tokenizer is not the one its latents were made with."""
-        tokenizer = load_tokenizer(self.folder / TOKENIZER_FOLDER)
+        tokenizer = tokenizer_at(self.folder / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
@@ -78,19 +84,20 @@ class SampleSet:
         self._length = sum(counts)
         self._order = lru_cache(maxsize=2)(lambda epoch: EpochOrder(counts, seed, bucket, epoch))
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._ahead: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self._length
 
     def sample_key(self, position: int) -> str:
         """The key of the sample at a global position: "<source id>-<clip number>"."""
-        reader, row = self._locate(position)
-        return reader.key(row)
+        shard, row = self._place(position)
+        return self._reader(shard).key(row)
 
     def meta(self, position: int) -> dict[str, Any]:
         """What the shard tells about the sample at a global position: caption, source, fps, filter values and so on."""
-        reader, row = self._locate(position)
-        return reader.meta(row)
+        shard, row = self._place(position)
+        return self._reader(shard).meta(row)
 
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""
@@ -99,49 +106,87 @@ class SampleSet:
     def fetch(self, positions: Sequence[int]) -> Batch:
         """The samples at these global positions, in this order. Safe to call from several threads."""
         spec = self._dataset.manifest.spec
-        places = [self._locate(position) for position in positions]
+        places = [self._place(position) for position in positions]
         frames, height, width = latent_shape(self.bucket, spec.stride)
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
-        for item, (reader, row) in enumerate(places):
-            latents[item] = np.moveaxis(reader.latent(row), 1, -1)
-            vectors = reader.text(row)
-            lengths[item] = len(vectors)
-            text[item, : len(vectors)] = vectors
-        keys = tuple(reader.key(row) for reader, row in places)
-        return Batch(self._dataset.normalise(latents), text, lengths, keys)
+        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
+        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
+        by_shard: dict[int, list[int]] = {}
+        for item, (shard, _) in enumerate(places):
+            by_shard.setdefault(shard, []).append(item)
+        for shard, items in by_shard.items():
+            for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
+                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
+                latents[item] = np.divide(exact, scale, out=exact)
+                vectors = unpack(parts["text"])
+                lengths[item] = len(vectors)
+                text[item, : len(vectors)] = vectors
+        keys = tuple(self._reader(shard).key(row) for shard, row in places)
+        return Batch(latents, text, lengths, keys)
 
-    def _locate(self, position: int) -> tuple[ShardReader, int]:
+    def _place(self, position: int) -> tuple[int, int]:
+        """(shard, row) of a global position; what comes next is asked for."""
         epoch, index = wrap(position, self._length)
-        shard, row = self._order(epoch)[index]
-        return self._reader(shard), row
+        order = self._order(epoch)
+        if self._dataset.cache and (ahead := order.shards_ahead(index)) != self._ahead:
+            self._ahead = ahead
+            for shard in ahead:
+                self._dataset.cache.prefetch(shard_path(self._dataset.folder, self._shards[shard]), self._shards[shard])
+        return order[index]
 
     def _open(self, shard: int) -> ShardReader:
         entry = self._shards[shard]
-        reader = ShardReader(self._dataset.folder / entry.bucket / f"{entry.name}.tar")
-        if len(reader) != entry.count:
-            raise ShardError(f"shard {reader.path} has {len(reader)} samples, not {entry.count}: encode the data set again")
-        return reader
+        return ShardReader(shard_path(self._dataset.folder, entry), entry, self._dataset.cache)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
-    """Raises UserError when there is no finished data set in the folder."""
-    folder = Path(folder)
-    return Dataset(folder, manifests.read(folder), manifests.dataset_id(folder))
+@dataclass(frozen=True)
+class MixedBatches:
+    """Batches of several buckets in turn: all that a run has to remember of them is the step it stands at.
+
+    sizes: samples per batch of each set, whose buckets differ in shape.
+    """
+
+    sets: tuple[SampleSet, ...]
+    sizes: tuple[int, ...]
+    mixture: Mixture
+
+    def at(self, step: int) -> tuple[SampleSet, range]:
+        """The set that a step's batch comes from, and the positions of its samples."""
+        bucket, before = self.mixture.at(step)
+        size = self.sizes[bucket]
+        return self.sets[bucket], range(before * size, (before + 1) * size)
+
+
+def tokenizer_at(folder: Location) -> VideoTokenizer:
+    """The tokenizer saved in a folder on a disk or in S3. Raises UserError naming the file that is missing or of an unknown kind."""
+    if not isinstance(folder, S3Path):
+        return load_tokenizer(folder)
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
+        storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
+        return load_tokenizer(copy)
+
+
+def open_dataset(folder: str | Location, cache: ShardCache | None = None) -> Dataset:
+    """Raises UserError when there is no finished data set in the folder. `cache` serves data sets in S3."""
+    folder = storage.location(folder)
+    return Dataset(folder, manifests.read(folder), manifests.dataset_id(folder), cache if isinstance(folder, S3Path) else None)
 
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-def prefetch(requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2) -> Generator[Result, None, None]:
-    """Yields fetch(request) in order while a thread works up to `depth` results ahead of the consumer.
+def prefetch(
+    requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2, threads: int = 1
+) -> Generator[Result, None, None]:
+    """Yields fetch(request) in order while `threads` threads work up to `depth` results ahead of the consumer.
 
-    An exception of fetch is raised here, in its place; close() ends the thread.
+    An exception of fetch is raised here, in its place; close() ends the threads.
     """
     ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as thread:
         try:
             for request in requests:
                 ahead.append(thread.submit(fetch, request))

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, Sour
 from data_pipeline.shards import ShardEntry
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
+from data_pipeline.storage import Location
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -110,25 +110,25 @@ def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
 
 def normalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """Raw latents [..., T, h, w, C] -> float32 with zero mean per kind and channel and unit scale per kind."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return ((latents - mean) / scale).astype(np.float32)
 
 
 def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """The inverse of normalise."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return (latents * scale + mean).astype(np.float32)
 
 
-def write(manifest: Manifest, folder: str | Path) -> None:
-    storage.write_json(Path(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
+def write(manifest: Manifest, folder: str | Location) -> None:
+    storage.write_json(storage.location(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
 
 
-def read(folder: str | Path) -> Manifest:
+def read(folder: str | Location) -> Manifest:
     """Raises UserError naming the file when it is missing, damaged or of another schema."""
-    path = Path(folder) / FILE
+    path = storage.location(folder) / FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_bytes(path))
     except OSError as error:
         raise UserError(f"no data set at {folder}: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -139,9 +139,9 @@ def read(folder: str | Path) -> Manifest:
     return _from_json(value)
 
 
-def dataset_id(folder: str | Path) -> str:
+def dataset_id(folder: str | Location) -> str:
     """sha256 of the manifest's bytes: equal ids mean equal data sets."""
-    return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.location(folder) / FILE)).hexdigest()
 
 
 def _shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
@@ -165,7 +165,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
+def by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
     """mean [T, 1, 1, C] and scale [T, 1, 1, 1] of `count` latent frames."""
     kind = np.minimum(np.arange(count), 1)
     return np.array(statistics.mean)[kind][:, None, None], statistics.scale()[kind][:, None, None, None]

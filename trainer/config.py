@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
 from trainer.sections import InitSection, LoraSection, Section
@@ -35,7 +38,9 @@ class SyntheticSection(Section):
 class DataSection(Section):
     videos: str | None = None  # folder of videos; none: synthetic moving shapes
     captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
+    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
     latent_channels: int = Field(16, ge=1)
@@ -169,8 +174,13 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+
+    def shard_cache(self) -> ShardCache:
+        """The cache of shards from S3 that the recipe describes."""
+        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
+        return ShardCache(folder, self.data.cache_bytes)
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
@@ -196,6 +206,8 @@ FREE_KEYS = (
     "sample",
     "metrics",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 

@@ -18,6 +18,8 @@ from data_pipeline.errors import UserError
 
 COMMANDS = {
     "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+    "encode": ("cluster.encode_command", "encode: only encode the videos of a recipe, into data.root"),
+    "doctor": ("trainer.commands.doctor", "doctor <data set>: verify its checksums, counts and order, mend its indices, describe it"),
 }
 
 HELP = """usage: python trainer/main.py [command] [key=value ...]

@@ -95,7 +95,7 @@ def stage_of(case: Case, dataset: Dataset, state: RunState, rank: int = 0, world
 
 def fresh_model(case: Case, task: StageTask) -> VideoMAR:
     """Without blind spots: what starts at zero in training is drawn here."""
-    return awake(process.initial_model(case.config, task.model))
+    return awake(process.initial_model(case.config, task.model, resumed=False))
 
 
 def in_precision(batch: MicroBatch, double: bool) -> MicroBatch:
@@ -231,7 +231,7 @@ def worst(engine: Engine, flat: dict[int, Tensor], expected: dict[str, Tensor]) 
             found = flat[index].view(-1)[span.offset : span.offset + span.stop - span.start]
             squares[span.name] = squares.get(span.name, 0.0) + float((found.double() - right.double()).square().sum())
     norms = {name: float(expected[name].double().norm()) for name in squares}
-    return max(square**0.5 / norms[name] if norms[name] else float(square > 0) for name, square in squares.items())
+    return max((square**0.5 / norms[name] if norms[name] else float(square > 0) for name, square in squares.items()), default=0.0)
 
 
 def train_cases(
