@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
 from trainer.checkpoint.fragments import Box, Fragment
-from trainer.config import ParallelSection, TrainSection
 from trainer.ema import Ema
 from trainer.optimizer import adam_state, adamw
 from trainer.parallel.mesh import DeepSpeedMesh, Mesh
@@ -26,6 +25,7 @@ from trainer.parallel.sequence import own_rows
 from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
 from trainer.planning.memory import BUCKET, LIVE
+from trainer.sections import ParallelSection, TrainSection
 from trainer.zero import flat_parts, publish_masters
 
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from data_pipeline.errors import UserError
 from trainer import config as configs
-from trainer.config import RECIPES, PlanSection, RunConfig
+from trainer.config import RECIPES, RunConfig
 from trainer.planning.cost import DEVICES, Cluster
 from trainer.planning.memory import Numerics
 from trainer.planning.search import Plan, Planner, largest_useful
 from trainer.planning.table import reasons, table
 from trainer.planning.workload import workload
+from trainer.sections import PlanSection
 from trainer.sizing import planned_model
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.config import ModelConfig
 from model.supervision import AllFrames, OneFrame, TrainingBatch
 from model.videomar import HEADS, VideoMAR
-from trainer.config import ParallelSection, TrainSection
 from trainer.engine import Engine
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import token_shards
 from trainer.planner import Layout
 from trainer.preflight import Trial, largest_batch
+from trainer.sections import ParallelSection, TrainSection
 
 
 @dataclass(frozen=True)
