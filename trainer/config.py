@@ -19,7 +19,7 @@ from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
-from trainer.sections import InitSection, LoraSection, Section
+from trainer.sections import InitSection, LoraSection, PlanSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -139,17 +139,6 @@ class SampleSection(Section):
     context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
     context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
     conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
-
-
-class PlanSection(Section):
-    """What `plan` and the planner are told about the cluster; device figures other than these are a data sheet's (planning/cost.py)."""
-
-    world: int = Field(8, ge=1, le=16_384)  # devices
-    per_node: int = Field(8, ge=1)
-    device: Literal["A100", "H100", "H200"] = "H100"
-    memory: str | None = None  # per device, as in 80GB or 80GiB; default: the device's
-    efficiency: float = Field(0.4, gt=0, le=1)  # fraction of its peak at which a device computes matrix products
-    precision: Literal["fp32", "bf16"] = "bf16"
 
 
 class MetricsSection(Section):

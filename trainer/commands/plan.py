@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from data_pipeline.errors import UserError
 from trainer import config as configs
-from trainer.config import RECIPES, PlanSection, RunConfig
+from trainer.config import RECIPES, RunConfig
 from trainer.planning.cost import DEVICES, Cluster
 from trainer.planning.memory import Numerics
 from trainer.planning.search import Plan, Planner, largest_useful
@@ -59,7 +59,7 @@ def with_recipe(arguments: list[str]) -> list[str]:
 
 def planner_of(config: RunConfig) -> Planner:
     """The planner that the recipe's `plan` section describes."""
-    section: PlanSection = config.plan
+    section = config.plan
     device = DEVICES[section.device]
     memory = device.memory if section.memory is None else parse_bytes("plan.memory", section.memory)
     cluster = Cluster(section.world, section.per_node, memory, replace(device, memory=memory), section.efficiency)
