@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import json
-import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,42 +14,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
-from trainer.sections import InitSection, LoraSection, PlanSection, Section
+from trainer.sections import DataSection, InitSection, LoraSection, PlanSection, RunSection, Section
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class RunSection(Section):
-    root: str = "runs"
-    name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
-
-
-class SyntheticSection(Section):
-    clips: int = Field(256, ge=8)
-    frames: int = Field(34, ge=5)
-    size: int = Field(96, ge=32, multiple_of=2)
-
-
-class DataSection(Section):
-    videos: str | None = None  # folder of videos; none: synthetic moving shapes
-    captions: str | None = None
-    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
-    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
-    cache_bytes: int = Field(20 << 30, ge=0)
-    fps: float = Field(8.0, gt=0)
-    held_out: float = Field(0.1, gt=0, lt=1)
-    latent_channels: int = Field(16, ge=1)
-    stride: tuple[int, int, int] = (4, 8, 8)
-    text_tokens: int = Field(24, ge=1)
-    text_width: int = Field(64, ge=2)
-    sources_per_shard: int = Field(16, ge=1)
-    max_clips: int = Field(64, ge=1)  # per source and bucket
-    min_motion: float = Field(0.0, ge=0)
-    synthetic: SyntheticSection = SyntheticSection()
 
 
 class ModelSection(Section):
@@ -178,11 +147,6 @@ class RunConfig(Section):
     @property
     def data_root(self) -> Location:
         return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
-
-    def shard_cache(self) -> ShardCache:
-        """The cache of shards from S3 that the recipe describes."""
-        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
-        return ShardCache(folder, self.data.cache_bytes)
 
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from

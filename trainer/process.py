@@ -58,7 +58,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
 def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    dataset = open_dataset(payload["dataset"], config.shard_cache())
+    dataset = open_dataset(payload["dataset"], config.data.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)

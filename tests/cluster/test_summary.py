@@ -10,6 +10,7 @@ import pytest
 
 from cluster.dataset import EncodeJob
 from cluster.summary import LISTED, dataset_lines, run_lines
+from data_pipeline.codecs import Codecs
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.manifest import SourcesSummary
 from data_pipeline.sources import SourceList
@@ -25,7 +26,7 @@ def dataset(tiny_dataset: Path) -> Dataset:
 
 def told(dataset: Dataset, sources: SourcesSummary = ALL_WELL, reused: bool = False, **listed: Any) -> list[str]:
     """The lines of a data set whose inputs fared like that."""
-    job = EncodeJob(SourceList((), **listed), dataset.manifest.spec, "", dataset.folder, "videos")
+    job = EncodeJob(SourceList((), **listed), dataset.manifest.spec, "", dataset.folder, "videos", Codecs(None, None, 4, (4, 8, 8), 16))
     return dataset_lines(job, replace(dataset, manifest=replace(dataset.manifest, sources=sources)), reused)
 
 

@@ -15,7 +15,7 @@ def test_a_sound_data_set_is_described_and_shown(tiny_dataset: Path, tmp_path: P
     assert "bucket    5x32x32: " in told
     assert "sound: every byte has its checksum" in told
     sheet = Image.open(tmp_path / "clips.png")
-    assert sheet.size == (8 * 96, 12 * 112)
+    assert sheet.size == (8 * 96, 3 * 6 * 112), "three buckets"
     assert len(sheet.getcolors(1 << 24) or []) > 1000
 
 

@@ -70,7 +70,7 @@ def test_ranks_that_share_a_sample_are_one_replica(tp: int, sp: int, cut: bool, 
     layout = plan_layout("s", 64, 8, 8, 2, tp, sp, cut)
     assert (layout.dp, layout.tp, layout.sp, layout.zero) == (dp, tp, sp, 2)
     assert layout.megatron_sp == (cut and tp > 1), "one rank has nobody to cut the tokens with"
-    assert usable(9, 64, tp * sp) == 8
+    assert usable(9, [64], tp * sp) == 8
 
 
 def test_workers_that_do_not_fill_their_replicas_are_refused() -> None:
