@@ -116,7 +116,9 @@ def load(arguments: list[str]) -> RunConfig:
         raise UserError(explain(error)) from None
     if config.run.name is None:
         folder = f"-{Path(config.data.videos).resolve().name}" if config.data.videos else ""
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": Path(recipe).name.removesuffix(".yaml").removesuffix(".yml") + folder})})
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"name": Path(recipe).name.removesuffix(".yaml").removesuffix(".yml") + folder})}
+        )
     return config
 
 

@@ -24,7 +24,7 @@ ROOM = 10  # samples per pass that the planted device has memory for
 def one_generation(world: int, run: Path, dataset: Path, config: RunConfig, target: Any = train) -> list[dict[str, Any]]:
     run.mkdir(exist_ok=True)
     lease.draw(run)
-    return run_ranks(world, target, config, run, dataset)[0]
+    return run_ranks(world, target, config, run, dataset, timeout=240)[0]
 
 
 def starved(*arguments: Any) -> list[dict[str, Any]]:

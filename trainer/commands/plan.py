@@ -13,7 +13,6 @@ from trainer.planning.memory import Numerics
 from trainer.planning.search import Plan, Planner, largest_useful
 from trainer.planning.table import reasons, table
 from trainer.planning.workload import workload
-from trainer.sections import PlanSection
 from trainer.sizing import planned_model
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -60,7 +59,7 @@ def with_recipe(arguments: list[str]) -> list[str]:
 
 def planner_of(config: RunConfig) -> Planner:
     """The planner that the recipe's `plan` section describes."""
-    section: PlanSection = config.plan
+    section = config.plan
     device = DEVICES[section.device]
     memory = device.memory if section.memory is None else parse_bytes("plan.memory", section.memory)
     cluster = Cluster(section.world, section.per_node, memory, replace(device, memory=memory), section.efficiency)

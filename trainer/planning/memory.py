@@ -135,20 +135,21 @@ def estimate(work: Workload, layout: Layout, numerics: Numerics) -> Memory:
     """The peak of one optimiser step of a stage on one device."""
     held = activations(work, layout, numerics)
     count, replicas, size = parameters(work.model, layout.tp), layout.dp * layout.sp, numerics.size
-    part = -(-count // replicas) if layout.zero else count
-    masters = FP32 * part if layout.zero else 0
-    weights = size * (min(count, LIVE) + part if layout.zero == 3 else count)
-    kept, bucket = size * (count if layout.zero < 2 else part), size * BUCKET if layout.zero else 0
+    zero = 0 if replicas == 1 and numerics.precision == "fp32" else layout.zero  # alone there is nothing to share out
+    part = -(-count // replicas) if zero else count
+    masters = FP32 * part if zero else 0
+    weights = size * (min(count, LIVE) + part if zero == 3 else count)
+    kept, bucket = size * (count if zero < 2 else part), size * BUCKET if zero else 0
     before = kept if layout.accumulation > 1 else 0  # gradients of earlier micro-batches, and ZeRO-1's bucket, which waits for the last
-    late = kept if layout.zero == 0 or before else size * part
+    late = kept if zero == 0 or before else size * part
     saved, again = held.blocks + held.outside, held.one_block if held.recomputes else 0
     moments = {
-        "the head's forward pass": (before + (bucket if before and layout.zero == 1 else 0), saved + held.head + held.head_work),
+        "the head's forward pass": (before + (bucket if before and zero == 1 else 0), saved + held.head + held.head_work),
         "the head's backward pass": (before + bucket, saved + held.head),
         "the last block's backward pass": (before + bucket, saved + again + held.block_work),
         "the first block's backward pass": (late + bucket, held.outside + held.one_block + held.block_work + held.text_gradients),
     }
-    if layout.zero == 0:  # gradients are copied together to be summed over the ranks
+    if zero == 0:  # gradients are copied together to be summed over the ranks
         moments["the sum of the gradients"] = (kept + size * min(count, FLAT), 0)
     moment = max(moments, key=lambda name: sum(moments[name]))
     return Memory(weights, masters + 3 * FP32 * part, *moments[moment], moment)
