@@ -83,7 +83,7 @@ def train(
     group = {"rank": rank, "world": world, "host": host, "port": port}
 
     def report(message: dict[str, Any]) -> None:
-        if message["step"] == die_at:
+        if message["kind"] == "step" and message["step"] == die_at:
             while last_commit(run) is None:  # being written beside the steps that follow it
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
