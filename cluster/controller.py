@@ -27,6 +27,7 @@ from trainer.exporter import serving
 from trainer.inspection import report
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
+from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.planner import usable
 
@@ -161,11 +162,14 @@ class Run:
             parts = ingredients(stage, self.dataset.manifest.spec.stride)
             replica = self.config.parallel.tp * self.config.parallel.sp
             world = usable(len(self.seats), [part.samples for part in parts], replica)
+            fitting = limits(self.folder)
             outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
             failures, committed = (failures + 1 if step == committed else 1), step
+            if limits(self.folder) != fitting:  # out of memory: the next one plans with a smaller micro-batch, nothing has failed
+                failures = 0
             self.terminal.say(
                 f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
             )

@@ -5,6 +5,7 @@ Called by the controller; the work itself is data_pipeline's, spread over Ray by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ from tempfile import TemporaryDirectory
 from cluster.encode import Progress, encode_dataset
 from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.codecs import Codecs, choose_codecs
 from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
-from data_pipeline.filters import FilterThresholds
-from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset, tokenizer_at
+from data_pipeline.estimate import check_buckets
+from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location, S3Path
 from data_pipeline.synthetic import write_synthetic
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import text_fingerprint
+from data_pipeline.tokenizers import VideoTokenizer, tokenizer_fingerprint
+from data_pipeline.tokenizers.description import Description
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
 
@@ -39,10 +43,12 @@ class EncodeJob:
     fingerprint: str
     folder: Location
     videos: str
+    codecs: Codecs
 
 
 def encode_spec(config: RunConfig) -> EncodeSpec:
     """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
+    codecs = chosen_codecs(config)
     shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
     data = config.data
     try:
@@ -50,17 +56,35 @@ def encode_spec(config: RunConfig) -> EncodeSpec:
             fps=data.fps,
             buckets=tuple(sorted(Bucket(*shape) for shape in shapes)),
             held_out=data.held_out,
-            channels=data.latent_channels,
-            stride=data.stride,
+            channels=codecs.channels,
+            stride=codecs.stride,
             text_tokens=data.text_tokens,
-            text_width=data.text_width,
+            text_width=codecs.text_width,
             sources_per_shard=data.sources_per_shard,
             max_clips=data.max_clips,
-            thresholds=FilterThresholds(min_motion=data.min_motion),
+            thresholds=data.filters,
+            scene_threshold=data.scene_threshold,
+            one_aspect=data.one_aspect,
             seed=config.seed,
         )
     except ValueError as error:
         raise UserError(f"data and curriculum.stages do not fit: {error}") from None
+
+
+def chosen_codecs(config: RunConfig) -> Codecs:
+    """The tokenizer and the text encoder that the recipe names. Raises UserError naming the key."""
+    data = config.data
+    return choose_codecs(
+        data.tokenizer,
+        data.text,
+        channels=data.latent_channels,
+        stride=data.stride,
+        text_width=data.text_width,
+        text_tokens=data.text_tokens,
+        template=data.text_template,
+        dtype=data.tokenizer_dtype,
+        pass_frames=data.tokenizer_frames,
+    )
 
 
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
@@ -70,10 +94,11 @@ def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
     else:
-        name = Path(videos).resolve().stem
-    sources = list_sources(videos, captions)
-    fingerprint = manifest.dataset_fingerprint(sources.sources, spec)
-    return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos)
+        name = re.sub(r"[^\w.-]+", "-", Path(videos).resolve().stem)  # a glob has letters that a folder should not
+    sources = list_sources(videos, captions, config.data.images)
+    codecs = chosen_codecs(config)
+    fingerprint = manifest.dataset_fingerprint(sources.sources, spec, codecs.fingerprints)
+    return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
 
 
 def draw_synthetic(config: RunConfig) -> Path:
@@ -101,16 +126,16 @@ def prepare(
     """
     if storage.size(job.folder / manifest.FILE) is not None:
         return open_dataset(job.folder), True
-    tokenizer_folder, text = job.folder / TOKENIZER_FOLDER, HashingText(job.spec.text_width, job.spec.text_tokens)
+    check_buckets(job.sources.sources, job.spec, job.videos)
+    tokenizer_folder = job.folder / TOKENIZER_FOLDER
     if storage.size(tokenizer_folder / TOKENIZER_FILE) is None:  # which is written last
-        fitted = fit_tokenizer(job.sources.sources, job)
+        tokenizer = job.codecs.tokenizer or fit_tokenizer(job.sources.sources, job)
         with writing(job.folder):
-            save_tokenizer(fitted, tokenizer_folder)
+            job.codecs.save_text(tokenizer_folder)
+            save_tokenizer(tokenizer, tokenizer_folder)
     records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    tokenizer = tokenizer_at(tokenizer_folder)
-    made = manifest.build(
-        records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint
-    )
+    fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
+    made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, **fingerprints)
     with writing(job.folder):
         manifest.write(made, job.folder)
     return open_dataset(job.folder), False
@@ -124,7 +149,7 @@ def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
         raise UserError(f"{job.videos}: {error}") from None
 
 
-def save_tokenizer(tokenizer: LinearTokenizer, folder: Location) -> None:
+def save_tokenizer(tokenizer: VideoTokenizer | Description, folder: Location) -> None:
     """Into a folder on a disk or in S3."""
     if isinstance(folder, Path):
         tokenizer.save(folder)

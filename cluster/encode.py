@@ -23,7 +23,7 @@ from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location, StorageError
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import load_text
 
 DRAIN_SECONDS = 20.0  # after SIGTERM, for what was begun; Kubernetes kills after 30
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what every further write would meet too
@@ -80,7 +80,7 @@ def encode_dataset(
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
     tokenizer cannot be loaded; StorageError or OSError at once when nothing can be written any more.
     """
-    tokenizer, text = tokenizer_at(tokenizer_folder), HashingText(spec.text_width, spec.text_tokens)  # errors reach the user as one line
+    tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)  # errors reach the user as one line
     works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
     records = finished_chunks(chunks, works, folder)
     todo = {index: (chunk, works[index]) for index, chunk in enumerate(chunks) if index not in records}

@@ -12,7 +12,7 @@ from data_pipeline.records import ChunkRecord, SourceRecord
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import load_text
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Encoder:
     def __init__(self, spec: EncodeSpec, tokenizer_folder: Location) -> None:
         self._spec = spec
         self._tokenizer = tokenizer_at(tokenizer_folder)
-        self._text = HashingText(spec.text_width, spec.text_tokens)
+        self._text = load_text(tokenizer_folder, spec)
 
     def encode(self, source: Source, piece: Piece) -> tuple[int, Sequence[EncodedClip]]:
         """(clips, the clips encoded) of one piece."""

@@ -26,10 +26,10 @@ from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import load_text
 from trainer import events, lease, weights
-from trainer.checkpoint.commit import resume_point
-from trainer.config import RunConfig
+from trainer.checkpoint.commit import check_ids, resume_point
+from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState
 
 PATIENCE = timedelta(days=2)  # of the other ranks while rank 0 encodes the videos
@@ -80,7 +80,7 @@ def command(config: RunConfig, environment: dict[str, str]) -> int:
         return 2  # rank 0 says why
     folder, line = Path(found["run"]), TrainingLine(config.curriculum.stages)
     for number in count():
-        plan = world.tell(f"generation {number}", lambda: next_generation(config, folder))
+        plan = world.tell(f"generation {number}", lambda: next_generation(config, folder, found["id"]))
         if plan is None:
             break
         train_stage(config, world, found | plan, terminal, line)
@@ -105,7 +105,7 @@ def prepare(config: RunConfig, terminal: Terminal) -> dict[str, str]:
         for text in weights.summary(matched, config.train.init):
             terminal.say(text)
         events.record(run, "initial", **vars(config.train.init), **vars(matched))
-    return {"run": str(run), "dataset": str(dataset.folder)}
+    return {"run": str(run), "dataset": str(dataset.folder), "id": dataset.id}
 
 
 def encode_here(
@@ -117,13 +117,15 @@ def encode_here(
     on_progress: Callable[[Progress], None],
 ) -> list[ChunkRecord]:
     """cluster.encode.encode_dataset in this process, one chunk after the other."""
-    tokenizer, text = tokenizer_at(tokenizer_folder), HashingText(spec.text_width, spec.text_tokens)
+    tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
     return [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in chunks]
 
 
-def next_generation(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+def next_generation(config: RunConfig, folder: Path, dataset: str) -> dict[str, Any] | None:
     """The next stage's generation: its number and the commit it starts from; None when all stages are done."""
-    found = resume_point(folder)
+    found = resume_point(folder).commit
+    if found:
+        check_ids(found, dataset, recipe_hash(config))
     state = found.state if found else RunState()
     if state.stage == len(config.curriculum.stages):
         return None
@@ -142,8 +144,9 @@ def train_stage(config: RunConfig, world: World, found: dict[str, Any], terminal
 
     def report(message: dict[str, Any]) -> None:
         nonlocal steps
-        steps += 1
-        terminal.show(line.text(message, steps))
+        if message["kind"] == "step":
+            steps += 1
+            terminal.show(line.text(message, steps))
 
     group = {"rank": world.rank, "world": world.size, "local_rank": world.local_rank, "threads": config.cluster.cpus_per_worker}
     store = dist.PrefixStore(f"generation/{found['generation']}", world.store)
@@ -154,7 +157,8 @@ def show(config: RunConfig, found: dict[str, Any], terminal: Terminal) -> None:
     """Samples and report of the finished run."""
     from trainer.inspection import report, showcase
 
-    folder, commit = Path(found["run"]), resume_point(Path(found["run"]))
+    folder = Path(found["run"])
+    commit = resume_point(folder).commit
     assert commit is not None, "every stage ends with a commit"
     messages: list[dict[str, Any]] = []
     asked = {"config": config.model_dump(mode="json"), "commit": str(commit.folder), "threads": config.cluster.cpus_per_worker}

@@ -32,7 +32,7 @@ def examine(dataset: Dataset) -> Iterator[Finding]:
                 yield from findings
                 if index:
                     hashes.append(np.fromiter(map(hash, index.keys), np.int64, len(index.keys)))
-            yield from order_coverage(bucket, split, [entry.count for entry in entries])
+            yield from order_coverage(bucket, split, [len(dataset.manifest.rows(entry)) for entry in entries])
         keys = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
         if twice := len(keys) - len(np.unique(keys)):
             yield Finding(f"bucket {bucket}: {twice} samples are there twice: encode the data set again")

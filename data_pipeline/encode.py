@@ -16,7 +16,7 @@ from data_pipeline.buckets import Bucket
 from data_pipeline.clips import Clip, SourceClips, clips_of
 from data_pipeline.decode import DecodeError
 from data_pipeline.order import keyed_generator
-from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, require_clips
+from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, chunk_name, require_clips
 from data_pipeline.shards import Sample, ShardEntry, from_bfloat16, is_intact, to_bfloat16, write_shard
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
@@ -62,7 +62,7 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        return f"{'shard' if self.split == TRAIN else 'held-out'}-{self.index:06d}"
+        return chunk_name(self.split, self.index)
 
 
 def plan_chunks(sources: Sequence[Source], spec: EncodeSpec) -> list[Chunk]:
@@ -81,11 +81,20 @@ def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
 
     Of two or more sources at least one is held out and at least one is not: if need be, the one of smallest hash is.
     """
-    draws = {source.id: float(keyed_generator("held-out", spec.seed, source.id).random()) for source in sources}
+    draws = {source.id: _draw(source, spec) for source in sources}
     chosen = frozenset(id for id, draw in draws.items() if draw < spec.held_out)
     if len(sources) < 2:
         return frozenset()
     return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
+
+
+def is_held_out(source: Source, spec: EncodeSpec) -> bool:
+    """Whether a source that joins a data set later is kept for evaluation."""
+    return _draw(source, spec) < spec.held_out
+
+
+def _draw(source: Source, spec: EncodeSpec) -> float:
+    return float(keyed_generator("held-out", spec.seed, source.id).random())
 
 
 def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Location) -> ChunkRecord:
@@ -117,7 +126,7 @@ def decode_source(source: Source, spec: EncodeSpec, careful: bool = False) -> Ge
     If `careful`, a source whose decoding kills the process is an outcome too: processes of their own find that out.
     """
     if careful and (how := _kills(source, spec)):
-        return SourceRecord(source.id, source.name, "failed", how)
+        return _failure(source, how)
     found = _clips_or_failure(source, spec)
     if isinstance(found, SourceRecord):
         return found
@@ -217,9 +226,15 @@ def work_fingerprint(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, 
 
 def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceRecord:
     try:
-        return clips_of(source.path, spec)
+        return clips_of(source.open(), spec)
     except DecodeError as error:
-        return SourceRecord(source.id, source.name, "failed", str(error))
+        return _failure(source, str(error))
+    except OSError as error:
+        return _failure(source, error.strerror or str(error))
+
+
+def _failure(source: Source, reason: str) -> SourceRecord:
+    return SourceRecord(source.id, source.name, "failed", reason, caption=source.caption, licence=source.licence)
 
 
 def _kills(source: Source, spec: EncodeSpec) -> str | None:
@@ -246,6 +261,10 @@ def _outcome(source: Source, found: SourceClips) -> SourceRecord:
         clips={bucket.id: len(clips) for bucket, clips in found.clips.items()},
         rejected=rejected,
         values={bucket.id: [clip.values for clip in clips] for bucket, clips in found.clips.items()},
+        hashes={bucket.id: [clip.hash for clip in clips] for bucket, clips in found.clips.items()},
+        facts=found.facts,
+        caption=source.caption,
+        licence=source.licence,
     )
 
 
@@ -257,6 +276,11 @@ def _meta(source: Source, spec: EncodeSpec, clip: Clip) -> dict[str, Any]:
         "start": clip.start,
         "stop": clip.stop,
         "fps": spec.fps,
+        "motion": clip.values["motion"],
+        "hash": clip.hash,
+        "licence": source.licence,
+        "kind": source.kind,
+        "config": spec.fingerprint,
         "frames": len(clip.frames),
         "height": clip.frames.shape[1],
         "width": clip.frames.shape[2],

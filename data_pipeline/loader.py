@@ -20,7 +20,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.order import EpochOrder, Mixture, wrap
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_reader import ShardReader
-from data_pipeline.shards import shard_path, unpack
+from data_pipeline.shards import shard_path, source_of, unpack
 from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
@@ -55,6 +55,26 @@ class Dataset:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
 
+    @property
+    def latent_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float32 [C] each, of raw train latents over all frames."""
+        found = self.manifest.latent_statistics
+        return np.array(found.mean, np.float32), np.array(found.std, np.float32)
+
+    @cached_property
+    def new_captions(self) -> dict[str, tuple[ShardReader, int]]:
+        """Where sources have their newer captions, by source id."""
+        found = {}
+        for entry in self.manifest.captions:
+            reader = ShardReader(shard_path(self.folder, entry), entry, self.cache)
+            found.update({source: (reader, row) for row in range(len(reader)) for source in reader.meta(row)["sources"]})
+        return found
+
+    def new_vectors(self, key: str) -> np.ndarray | None:
+        """The text vectors [k, E] of a sample whose source has a newer caption than the sample itself."""
+        place = self.new_captions.get(source_of(key))
+        return None if place is None else place[0].text(place[1])
+
     def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
         """The samples of one bucket ("17x96x96") and split ("train" or "held_out"), in the order of `seed`."""
         if bucket not in self.manifest.buckets:
@@ -80,7 +100,8 @@ class SampleSet:
         self.bucket = Bucket.parse(bucket)
         self._dataset = dataset
         self._shards = dataset.manifest.buckets[bucket][split]
-        counts = tuple(shard.count for shard in self._shards)
+        self._rows = [dataset.manifest.rows(shard) for shard in self._shards]
+        counts = tuple(map(len, self._rows))
         self._length = sum(counts)
         self._order = lru_cache(maxsize=2)(lambda epoch: EpochOrder(counts, seed, bucket, epoch))
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -101,7 +122,10 @@ class SampleSet:
 
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""
-        return str(self.meta(position)["caption"])
+        shard, row = self._place(position)
+        reader = self._reader(shard)
+        reader, row = self._dataset.new_captions.get(source_of(reader.key(row)), (reader, row))
+        return str(reader.meta(row)["caption"])
 
     def fetch(self, positions: Sequence[int]) -> Batch:
         """The samples at these global positions, in this order. Safe to call from several threads."""
@@ -119,8 +143,9 @@ class SampleSet:
         for shard, items in by_shard.items():
             for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
                 np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
-                latents[item] = np.divide(exact, scale, out=exact)
-                vectors = unpack(parts["text"])
+                np.divide(exact, scale, out=latents[item], casting="same_kind")
+                vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
+                vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)
                 text[item, : len(vectors)] = vectors
         keys = tuple(self._reader(shard).key(row) for shard, row in places)
@@ -134,7 +159,8 @@ class SampleSet:
             self._ahead = ahead
             for shard in ahead:
                 self._dataset.cache.prefetch(shard_path(self._dataset.folder, self._shards[shard]), self._shards[shard])
-        return order[index]
+        shard, row = order[index]
+        return shard, self._rows[shard][row]
 
     def _open(self, shard: int) -> ShardReader:
         entry = self._shards[shard]
@@ -168,10 +194,12 @@ def tokenizer_at(folder: Location) -> VideoTokenizer:
         return load_tokenizer(copy)
 
 
-def open_dataset(folder: str | Location, cache: ShardCache | None = None) -> Dataset:
-    """Raises UserError when there is no finished data set in the folder. `cache` serves data sets in S3."""
+def open_dataset(folder: str | Location, cache: ShardCache | None = None, generation: int | None = None) -> Dataset:
+    """The newest generation of a data set, or a given one. Raises UserError when there is no such finished data set in the
+    folder. `cache` serves data sets in S3."""
     folder = storage.location(folder)
-    return Dataset(folder, manifests.read(folder), manifests.dataset_id(folder), cache if isinstance(folder, S3Path) else None)
+    found = manifests.read(folder, generation), manifests.dataset_id(folder, generation)
+    return Dataset(folder, *found, cache if isinstance(folder, S3Path) else None)
 
 
 Request = TypeVar("Request")

@@ -43,7 +43,7 @@ class EpochOrder:
         self._window = window
         self._shards = _permutation(len(counts), *self._key, "shards")
         self._ends = np.cumsum(self._counts[self._shards])
-        self._rows = lru_cache(maxsize=2)(self._window_rows)
+        self._places = lru_cache(maxsize=2)(self._window_places)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -52,21 +52,22 @@ class EpochOrder:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside an epoch of {len(self)} samples")
         window = int(np.searchsorted(self._ends, index, side="right")) // self._window
-        first = window * self._window
-        start = int(self._ends[first - 1]) if first else 0
-        sample = self._rows(window)[index - start] + start
-        place = int(np.searchsorted(self._ends, sample, side="right"))
-        row = int(sample - self._ends[place] + self._counts[self._shards[place]])
-        return int(self._shards[place]), row
+        start, shards, rows = self._places(window)
+        return int(shards[index - start]), int(rows[index - start])
 
     def shards_ahead(self, index: int) -> tuple[int, ...]:
         """The shards that are read from this index on: those of its window, then those of the next one, if any."""
         first = int(np.searchsorted(self._ends, index, side="right")) // self._window * self._window
         return tuple(self._shards[first : first + 2 * self._window].tolist())
 
-    def _window_rows(self, window: int) -> Indices:
+    def _window_places(self, window: int) -> tuple[int, Indices, Indices]:
+        """The window's first index, and the shard and row of each of its samples in their order."""
         shards = self._shards[window * self._window : (window + 1) * self._window]
-        return _permutation(int(self._counts[shards].sum()), *self._key, "window", window)
+        ends = np.cumsum(self._counts[shards])
+        samples = _permutation(int(ends[-1]), *self._key, "window", window)
+        places = np.searchsorted(ends, samples, side="right")
+        start = int(self._ends[window * self._window - 1]) if window else 0
+        return start, shards[places], samples - (ends - self._counts[shards])[places]
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,29 @@ class Mixture:
     def at(self, step: int) -> tuple[int, int]:
         """(bucket, how many steps before this one took the same bucket)."""
         block, place = divmod(step, self.BLOCK)
-        drawn = self._block(block)
+        shares = _shares(self.weights)
+        drawn = _deal(shares, self.seed, block)
         bucket = int(drawn[place])
-        return bucket, block * self._shares[bucket] + int(np.count_nonzero(drawn[:place] == bucket))
+        return bucket, block * shares[bucket] + int(np.count_nonzero(drawn[:place] == bucket))
 
-    def _block(self, block: int) -> Indices:
-        deck = np.repeat(np.arange(len(self.weights)), self._shares)
-        return deck[_permutation(self.BLOCK, self.seed, "mixture", block)]
 
-    @property
-    def _shares(self) -> tuple[int, ...]:
-        exact = np.array(self.weights) / sum(self.weights) * self.BLOCK
-        shares = np.floor(exact).astype(np.int64)
-        shares[np.argsort(shares - exact, kind="stable")[: self.BLOCK - int(shares.sum())]] += 1
-        while not shares.all():
-            shares[shares.argmax()] -= 1
-            shares[shares.argmin()] += 1
-        return tuple(shares.tolist())
+@lru_cache(maxsize=16)
+def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """How many steps of a block each bucket has."""
+    exact = np.array(weights) / sum(weights) * Mixture.BLOCK
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: Mixture.BLOCK - int(shares.sum())]] += 1
+    while not shares.all():
+        shares[shares.argmax()] -= 1
+        shares[shares.argmin()] += 1
+    return tuple(shares.tolist())
+
+
+@lru_cache(maxsize=16)
+def _deal(shares: tuple[int, ...], seed: int, block: int) -> Indices:
+    """The bucket of each step of a block."""
+    deck = np.repeat(np.arange(len(shares)), shares)
+    return deck[_permutation(Mixture.BLOCK, seed, "mixture", block)]
 
 
 def _keyed_philox(*key: int | str) -> np.random.Philox:

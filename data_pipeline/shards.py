@@ -8,16 +8,15 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import safetensors
 
 from data_pipeline import storage
-from data_pipeline.shard_index import PARTS, ShardError, ShardIndex, digest, index_path, read_index
+from data_pipeline.shard_index import PARTS, ShardIndex, digest, index_path, read_index
 from data_pipeline.storage import Location
-
-__all__ = ["ShardError"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class ShardEntry:
     count: int
     bytes: int
     sha256: str
+
+
+def source_of(key: str) -> str:
+    """The id of the source that a sample's key, "<source id>-<clip number>", names."""
+    return key.rpartition("-")[0]
 
 
 def shard_path(folder: Location, entry: ShardEntry) -> Location:
@@ -89,9 +93,16 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 def unpack(data: bytes | memoryview) -> np.ndarray:
     """The one bfloat16 tensor of a safetensors file, as float32. Reads the header itself: the library would copy the data."""
     start = 8 + int.from_bytes(data[:8], "little")
-    ((_, tensor),) = json.loads(bytes(data[8:start])).items()
+    first, size, shape = _header(bytes(data[8:start]))
+    return from_bfloat16(np.frombuffer(data, np.uint16, size, start + first)).reshape(shape)
+
+
+@lru_cache(maxsize=256)  # all latents of a bucket have the same one
+def _header(data: bytes) -> tuple[int, int, tuple[int, ...]]:
+    """(offset behind the header in bytes, numbers, shape) of the one tensor that a safetensors header tells of."""
+    ((_, tensor),) = json.loads(data).items()
     first, last = tensor["data_offsets"]
-    return from_bfloat16(np.frombuffer(data, np.uint16, (last - first) // 2, start + first)).reshape(tensor["shape"])
+    return first, (last - first) // 2, tuple(tensor["shape"])
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from data_pipeline import s3
-from data_pipeline.s3 import S3Path, StorageError
-
-__all__ = ["Location", "S3Path", "StorageError"]
+from data_pipeline.s3 import S3Path as S3Path
+from data_pipeline.s3 import StorageError as StorageError
 
 Location: TypeAlias = Path | S3Path  # both take `/`, .name, .stem, .suffix, .parent, .with_name, .with_suffix, .absolute, str()
 

@@ -75,5 +75,5 @@ def pointed_at(endpoint: str, key: str = "test", secret: str = "test") -> Iterat
 def new_bucket() -> S3Path:
     """An empty bucket of its own on the server that the environment names."""
     name = f"test-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)  # the default session remembers the first keys it saw
     return S3Path(name)

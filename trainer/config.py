@@ -6,143 +6,36 @@ import contextlib
 import difflib
 import hashlib
 import json
-import tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
-from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
 from trainer.guard import GuardRule
-from trainer.sections import InitSection, LoraSection, Section
+from trainer.sections import (
+    ClusterSection,
+    DataSection,
+    MetricsSection,
+    ModelSection,
+    ParallelSection,
+    PlanSection,
+    ProfileSection,
+    RunSection,
+    SampleSection,
+    Section,
+    TrainSection,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class RunSection(Section):
-    root: str = "runs"
-    name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
-
-
-class SyntheticSection(Section):
-    clips: int = Field(256, ge=8)
-    frames: int = Field(34, ge=5)
-    size: int = Field(96, ge=32, multiple_of=2)
-
-
-class DataSection(Section):
-    videos: str | None = None  # folder of videos; none: synthetic moving shapes
-    captions: str | None = None
-    root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
-    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
-    cache_bytes: int = Field(20 << 30, ge=0)
-    fps: float = Field(8.0, gt=0)
-    held_out: float = Field(0.1, gt=0, lt=1)
-    latent_channels: int = Field(16, ge=1)
-    stride: tuple[int, int, int] = (4, 8, 8)
-    text_tokens: int = Field(24, ge=1)
-    text_width: int = Field(64, ge=2)
-    sources_per_shard: int = Field(16, ge=1)
-    max_clips: int = Field(64, ge=1)  # per source and bucket
-    min_motion: float = Field(0.0, ge=0)
-    synthetic: SyntheticSection = SyntheticSection()
-
-
-class ModelSection(Section):
-    size: str = "toy"
-    heads: int | None = Field(None, ge=1)
-
-
-class ClusterSection(Section):
-    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
-    workers: int = Field(2, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
-    address: str | None = None  # of a running Ray; default: the job's own, else a private local one
-
-
-class ParallelSection(Section):
-    tp: int = Field(1, ge=1)  # tensor parallel: heads and FFN channels are dealt to so many ranks
-    megatron_sp: bool = False  # with tp > 1: between its layers the tokens are cut over the same ranks
-    sp: int = Field(1, ge=1)  # Ulysses: the tokens are cut over so many ranks everywhere but in attention
-    zero: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: nothing, moments and masters, gradients too, weights too
-    offload: bool = False  # the optimiser's part of memory and work to the CPU; needs zero >= 1
-    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and matrix products; masters, moments and losses stay in fp32
-
-    @model_validator(mode="after")
-    def needs_zero(self) -> ParallelSection:
-        if not self.zero and (self.offload or self.precision == "bf16"):
-            raise ValueError("zero=0 keeps no fp32 masters apart: set parallel.zero to 1, 2 or 3 for offload or bf16")
-        return self
-
-
-class TrainSection(Section):
-    init: InitSection = InitSection()
-    freeze: list[str] = Field([])  # globs of the names of parameters that are not trained
-    lora: LoraSection = LoraSection()
-    supervision: Literal["all_frames", "one_frame"] = "all_frames"
-    masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
-    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
-    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
-    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
-    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
-    head: Literal["ddpm", "flow"] = "ddpm"
-    lr: float = Field(1e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.9999, ge=0, lt=1)
-    checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
-    compile: bool = False  # each block by torch.compile
-    micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
-    commit_every: int = Field(50, ge=1)  # optimiser steps; only the newest of these commits is kept
-    permanent_every: int = Field(500, ge=1)  # optimiser steps; the next commit is permanent, as is every stage's last
-    keep_commits: int = Field(8, ge=1)  # permanent ones
-    evaluate_every: int = Field(50, ge=1)  # optimiser steps
-    evaluate_samples: int = Field(32, ge=1)
-    max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
-
-    @model_validator(mode="after")
-    def block_needs_all_frames(self) -> TrainSection:
-        if self.block > 1 and self.supervision == "one_frame":
-            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
-        return self
-
-
-class ProfileSection(Section):
-    steps: str | None = Field(None, pattern=r"^\d+\.\.\d+$")  # e.g. 20..25: a trace of these steps by every rank
-
-    @property
-    def range(self) -> range:
-        first, _, last = (self.steps or "1..0").partition("..")
-        return range(int(first), int(last) + 1)
-
-
 class CurriculumSection(Section):
     stages: Annotated[list[Stage], Field(min_length=1)]
-
-
-class SampleSection(Section):
-    videos: int = Field(4, ge=1)
-    iterations: int = Field(16, ge=1)
-    head_steps: int = Field(50, ge=2)
-    guidance: float = Field(1.5, ge=1)
-    sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
-    window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
-    context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
-    context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
-    conditions: dict[str, float] = Field({})  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
-
-
-class MetricsSection(Section):
-    port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
-    host: str = "127.0.0.1"  # the address it listens at
 
 
 class RunConfig(Section):
@@ -160,6 +53,7 @@ class RunConfig(Section):
     profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    plan: PlanSection = PlanSection()
     metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
@@ -177,11 +71,6 @@ class RunConfig(Section):
     def data_root(self) -> Location:
         return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
 
-    def shard_cache(self) -> ShardCache:
-        """The cache of shards from S3 that the recipe describes."""
-        folder = Path(self.data.cache) if self.data.cache else Path(tempfile.gettempdir()) / "videomar-cache"
-        return ShardCache(folder, self.data.cache_bytes)
-
 
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
 # here on, what it has decided stands).
@@ -197,6 +86,7 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
+    "train.preflight",
     "train.commit_every",
     "train.permanent_every",
     "train.keep_commits",
@@ -204,6 +94,7 @@ FREE_KEYS = (
     "guard",
     "profile",
     "sample",
+    "plan",
     "metrics",
     "data.root",
     "data.cache",
@@ -225,7 +116,7 @@ def load(arguments: list[str]) -> RunConfig:
         raise UserError(explain(error)) from None
     if config.run.name is None:
         folder = f"-{Path(config.data.videos).resolve().name}" if config.data.videos else ""
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": Path(recipe).stem + folder})})
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": Path(recipe).name.removesuffix(".yaml").removesuffix(".yml") + folder})})
     return config
 
 

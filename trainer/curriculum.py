@@ -61,6 +61,7 @@ class Stage:
     tokens_per_step: int
     promotion: Promotion
     lr_scale: float = 1.0
+    stride: tuple[int, int, int] | None = None  # of the tokenizer, where it is not data.stride
     mix: tuple[Mix, ...] = ()
 
     def __post_init__(self) -> None:

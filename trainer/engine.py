@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
 from trainer.checkpoint.fragments import Box, Fragment
-from trainer.config import ParallelSection, TrainSection
 from trainer.ema import Ema
 from trainer.optimizer import adam_state, adamw
 from trainer.parallel.mesh import DeepSpeedMesh, Mesh
 from trainer.parallel.sequence import own_rows
 from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
+from trainer.planning.memory import BUCKET, LIVE
+from trainer.sections import ParallelSection, TrainSection
 from trainer.zero import flat_parts, publish_masters
-
-BUCKET = 50_000_000  # elements of a gradient or parameter bucket in ZeRO's collectives
 
 
 class Engine:
@@ -130,7 +129,14 @@ def zero_stage(layout: Layout, parallel: ParallelSection) -> int:
 
 def deepspeed_config(layout: Layout, stage: int, clip: float, parallel: ParallelSection) -> dict[str, Any]:
     """DeepSpeed's configuration. At stage 0 it clips nothing: its own clipping keeps no norm and steps into a NaN."""
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
+    }
     if parallel.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {

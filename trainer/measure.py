@@ -14,10 +14,8 @@ from model.attention import recompiles
 from model.flops import training_flops
 from trainer.batches import Step
 from trainer.curriculum import RunState
+from trainer.planning.cost import DEVICES
 from trainer.task import StageTask
-
-# Dense bf16 peaks in FLOP/s by a part of the device's name; an unknown device gives an MFU of 0, not a crash.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 def step_metrics(
@@ -73,7 +71,7 @@ def step_flops(task: StageTask, step: Step) -> int:
 def peak_flops(device: torch.device) -> float:
     """The device's dense bf16 peak in FLOP/s, 0 where it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
+    return next((known.flops for part, known in DEVICES.items() if part in name), 0.0)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TrainSection
+from trainer.sections import TrainSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -28,16 +28,18 @@ from trainer.checkpoint import store
 from trainer.checkpoint.keeper import Keeper
 from trainer.checkpoint.saver import Gather, Saver
 from trainer.config import RunConfig, recipe_hash
-from trainer.curriculum import RunState
+from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
 from trainer.initial import prepare
 from trainer.journal import Journal, Report, Silence
 from trainer.loop import run_stage
+from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
-from trainer.planner import plan_layout
+from trainer.planner import Layout, plan_layout, usable
+from trainer.preflight import Trial, preflight, smaller_next_time
 from trainer.pulse import Pulse
 from trainer.sizing import model_of
 from trainer.task import StageTask
@@ -56,7 +58,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
 def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    dataset = open_dataset(payload["dataset"], config.shard_cache())
+    dataset = open_dataset(payload["dataset"], config.data.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
@@ -72,14 +74,19 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         seconds = {"group": joining, "build": perf_counter() - joined}
         layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
+    told: Journal | Silence | Pulse = journal or Silence()
+    if not found and config.train.preflight:
+        flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
+        figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
+        told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
-    told: Journal | Silence | Pulse = journal or Silence()
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
     try:
-        run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
+        with smaller_next_time(run_folder, task.stage.name, task.layout, device):
+            run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
     finally:
         saver.close()
 
@@ -135,21 +142,31 @@ def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> Video
     return prepare(VideoMAR(model), config.train, resumed)
 
 
+def stage_trials(config: RunConfig, dataset: Dataset, world: int, run: Path) -> list[Trial]:
+    """Every bucket of every stage as this world, or what a stage can use of it, would run it."""
+    trials = []
+    for stage in config.curriculum.stages:
+        parts = ingredients(stage, dataset.manifest.spec.stride)
+        used = usable(world, [part.samples for part in parts], config.parallel.tp * config.parallel.sp)
+        trials += [Trial(stage.name, stage_layout(config, stage, part.samples, used, run), part.frames, part.tokens) for part in parts]
+    return trials
+
+
+def stage_layout(config: RunConfig, stage: Stage, samples: int, world: int, run: Path) -> Layout:
+    """The layout of a stage, with the micro-batch that the recipe and earlier generations' memory allow."""
+    parallel, largest = config.parallel, min(config.train.micro_batch, limits(run).get(stage.name, config.train.micro_batch))
+    return plan_layout(stage.name, samples, world, largest, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+
+
 def stage_task(
     config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device, roll_backs: int
 ) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    parts, supervision, train, parallel = (
-        ingredients(stage, dataset.manifest.spec.stride),
-        supervision_of(config.train),
-        config.train,
-        config.parallel,
-    )
+    parts, supervision, train = ingredients(stage, dataset.manifest.spec.stride), supervision_of(config.train), config.train
     sources = []
     for part in parts:
-        degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
-        layout = plan_layout(stage.name, part.samples, payload["world"], train.micro_batch, *degrees)
+        layout = stage_layout(config, stage, part.samples, payload["world"], Path(payload["run"]))
         lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
         check_divisible(stage.name, layout, model.heads, lengths)
         data = dataset.split(part.bucket, "train", config.seed)

@@ -9,11 +9,11 @@ import torch
 from data_pipeline.loader import SampleSet
 from model.config import ModelConfig
 from trainer.batches import Draws, Source
-from trainer.config import TrainSection
 from trainer.curriculum import Stage
 from trainer.guard import GuardRule
 from trainer.parallel.places import place_of
 from trainer.planner import Layout
+from trainer.sections import TrainSection
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from tests.benchmarks.machine import publish
 from tests.benchmarks.train_step import batch_of
 from trainer.checkpoint.files import FileRecord
 from trainer.checkpoint.saver import Saver
-from trainer.config import ParallelSection, TrainSection
 from trainer.engine import Engine
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.planner import Layout
+from trainer.sections import ParallelSection, TrainSection
 
 STEPS, WARM_UP = 20, 3
 SHAPES = {"toy": (5, 12, 20, 5)}  # latent frames, grid side, steps without a save in a pair, pairs

@@ -24,7 +24,6 @@ from model.supervision import AllFrames, TrainingBatch
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
 from tests.benchmarks.train_step import batch_of
-from trainer.config import ParallelSection, TrainSection
 from trainer.ema import Ema
 from trainer.engine import Engine
 from trainer.optimizer import adamw
@@ -32,6 +31,7 @@ from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.planner import Layout
 from trainer.process import join_group
+from trainer.sections import ParallelSection, TrainSection
 
 GATE = 1.10
 TRAIN = TrainSection(lr=1e-4)

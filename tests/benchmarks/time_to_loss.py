@@ -37,9 +37,9 @@ from model.supervision import AllFrames, OneFrame, Supervision
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
 from trainer.batches import Draws, Shape, micro_batch
-from trainer.config import TrainSection
 from trainer.optimizer import adamw, learning_rate
 from trainer.planner import Layout
+from trainer.sections import TrainSection
 
 GATES = {7: 1.3, 13: 2.0}
 RATES = (1e-3, 2e-3, 4e-3)

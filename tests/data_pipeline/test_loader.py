@@ -53,6 +53,15 @@ def test_normalised_train_latents_have_zero_mean_and_unit_scale(encoded: Encoded
     assert np.sqrt(values.var(axis=0).mean()) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_batch_is_normalised_to_the_bit_as_the_manifest_says(encoded: Encoded) -> None:
+    samples = encoded.dataset.split("9x48x48", "train", seed=0)
+    batch = samples.fetch(range(8))
+    for item in range(8):
+        shard, row = samples._place(item)
+        raw = samples._reader(shard).latent(row)
+        np.testing.assert_array_equal(batch.latents[item], encoded.dataset.normalise(np.moveaxis(raw, 1, -1)))
+
+
 def test_epochs_hold_every_sample_once_and_batches_wrap_over_their_end(encoded: Encoded) -> None:
     samples = encoded.dataset.split("5x32x32", "train", seed=4)
     keys = [samples.sample_key(position) for position in range(2 * len(samples))]

@@ -127,6 +127,7 @@ def test_sampling_with_replacement_would_be_noticed() -> None:
     assert max(found[0, 0].values()) > 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), SEEDS, st.integers(0, 3000))
 def test_a_mixture_takes_every_bucket_in_its_share_and_without_a_gap(weights: list[float], seed: int, start: int) -> None:
     mixture = Mixture(tuple(weights), seed)

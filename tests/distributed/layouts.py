@@ -95,7 +95,7 @@ def stage_of(case: Case, dataset: Dataset, state: RunState, rank: int = 0, world
 
 def fresh_model(case: Case, task: StageTask) -> VideoMAR:
     """Without blind spots: what starts at zero in training is drawn here."""
-    return awake(process.initial_model(case.config, task.model))
+    return awake(process.initial_model(case.config, task.model, resumed=False))
 
 
 def in_precision(batch: MicroBatch, double: bool) -> MicroBatch:

@@ -22,9 +22,10 @@ from model.config import SIZES, ModelConfig
 from tests.model.conftest import awake
 from trainer import lease, process
 from trainer.checkpoint.commit import last_commit, resume_point
-from trainer.config import ParallelSection, RunConfig
+from trainer.config import RunConfig
 from trainer.engine import Engine
 from trainer.metrics import read_metrics
+from trainer.sections import ParallelSection
 
 SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_depth=2)
 

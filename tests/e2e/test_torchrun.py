@@ -26,7 +26,7 @@ def torchrun(processes: int, arguments: list[str], folder: Path) -> subprocess.C
 
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-def test_torchrun_does_the_whole_job_in_a_tensor_parallel_layout_and_goes_on_in_another(tmp_path: Path) -> None:
+def test_torchrun_does_the_whole_job_and_a_second_start_finds_it_done(tmp_path: Path) -> None:
     done = torchrun(2, ["parallel.tp=2", "parallel.megatron_sp=true"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "toy"
@@ -50,6 +50,7 @@ def test_without_torchrun_the_launcher_is_refused_in_one_line(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.e2e
 def test_a_bad_degree_stops_every_process_with_the_line_of_the_first(tmp_path: Path) -> None:
     done = torchrun(2, ["parallel.tp=2", "model.heads=3", f"curriculum.stages.0.width={json.dumps(32)}"], tmp_path)
     assert done.returncode != 0

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from .services import Prometheus
 INK, PAPER, GRID = "#d8d9da", "#181b1f", "#2c3235"
 COLOURS = ("#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#fade2a", "#96d98d", "#ffa6b0")
 ROWS = {"stat": 1}  # in units of a stat's height; the others have two
+VARIABLE = re.compile(r"{{(\w+)}}")
 Expressions = Callable[[Panel], list[str]]
 Answers = list[tuple[str, list[tuple[float, float]]]]  # (legend, points of seconds and value)
 
@@ -31,10 +34,11 @@ Answers = list[tuple[str, list[tuple[float, float]]]]  # (legend, points of seco
 def draw(board: Board, source: Prometheus, expressions: Expressions, span: tuple[float, float], folder: Path) -> Path:
     """The dashboard's picture; panels stand as Grafana's 24 columns put them."""
     places, rows = layout(board)
+    step = max(1.0, round((span[1] - span[0]) / 400))
     mpl.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.size": 7})
     figure = Figure(figsize=(15, 1.35 * rows + 0.4), dpi=72, facecolor="#111217")
     grid = figure.add_gridspec(
-        rows, 24, left=0.035, right=0.99, top=1 - 0.5 / (1.35 * rows + 0.4), bottom=0.3 / (1.35 * rows + 0.4), hspace=1.0, wspace=3.0
+        rows, 24, left=0.035, right=0.99, top=1 - 0.5 / (1.35 * rows + 0.4), bottom=0.3 / (1.35 * rows + 0.4), hspace=0.75, wspace=3.0
     )
     figure.suptitle(f"videomar / {board.title}", x=0.01, ha="left", y=0.995, va="top", fontsize=10)
     for panel, (row, column) in zip(board.panels, places, strict=True):
@@ -42,7 +46,7 @@ def draw(board: Board, source: Prometheus, expressions: Expressions, span: tuple
         answers = [
             answer
             for expression, (_, legend) in zip(expressions(panel), panel.queries, strict=True)
-            for answer in points(source.range(expression, *span, step=max(1.0, (span[1] - span[0]) / 400)), legend, span[0])
+            for answer in points(source.range(expression, *span, step), legend, span[0], step)
         ]
         (number if panel.kind == "stat" else curves)(axes, panel, answers)
     path = folder / f"{board.name}.png"
@@ -61,33 +65,21 @@ def layout(board: Board) -> tuple[list[tuple[int, int]], int]:
     return places, row + height
 
 
-def points(found: list[dict[str, Any]], legend: str, start: float) -> Answers:
-    """Series with their legends filled in, times in seconds since `start`."""
+def points(found: list[dict[str, Any]], legend: str, start: float, step: float) -> Answers:
+    """Series with their legends filled in, times in seconds since `start`; a gap in the data stays one in the line."""
     answers = []
     for series in found:
-        text = legend
-        for name in (
-            "run",
-            "namespace",
-            "state",
-            "stage",
-            "frame",
-            "rank",
-            "dimension",
-            "cause",
-            "activity",
-            "outcome",
-            "reason",
-            "split",
-            "video",
-            "State",
-            "pod",
-            "ip",
-            "instance",
-        ):
-            text = text.replace(f"{{{{{name}}}}}", series["metric"].get(name, ""))
-        answers.append((text.strip(), [(float(when) - start, float(value)) for when, value in series["values"]]))
+        told: list[tuple[float, float]] = []
+        for when, value in series["values"]:
+            if told and when - start - told[-1][0] > 2 * step:
+                told.append((when - start - step, math.nan))
+            told.append((when - start, float(value)))
+        answers.append((filled(legend, series["metric"]), told))
     return answers
+
+
+def filled(legend: str, labels: dict[str, str]) -> str:
+    return VARIABLE.sub(lambda name: labels.get(name[1], ""), legend).strip()
 
 
 def curves(axes: Any, panel: Panel, answers: Answers) -> None:
@@ -115,9 +107,10 @@ def number(axes: Any, panel: Panel, answers: Answers) -> None:
     style(axes, panel)
     axes.set_xticks([])
     axes.set_yticks([])
-    shown = [(legend, series[-1][1]) for legend, series in answers if series]
+    newest = max((series[-1][0] for _, series in answers), default=0.0)
+    shown = [(legend, series[-1][1]) for legend, series in answers if series[-1][0] == newest and not math.isnan(series[-1][1])]
     text = "   ".join(
-        f"{legend} {written(value, panel.unit)}" if "state" not in panel.title.lower() else legend for legend, value in shown[-3:]
+        f"{legend} {written(value, panel.unit)}" if "state" not in panel.title.lower() else legend for legend, value in shown[-2:]
     )
     axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=10, color=COLOURS[0], transform=axes.transAxes)
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint.fragments import Box
-from trainer.config import ParallelSection
 from trainer.engine import deepspeed_config, shard_of, zero_stage
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.places import place_of
 from trainer.planner import Layout
+from trainer.sections import ParallelSection
 
 
 def mesh(layout: Layout, rank: int) -> Mesh:
