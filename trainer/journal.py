@@ -48,6 +48,7 @@ class Journal:
         """An event that later generations act on: fenced, and on the disk when it returns."""
         self.check_owner()
         events.record(self._run, kind, durably=True, generation=self._generation, **fields)
+        self._report({"kind": "event", "event": kind, **fields})
 
     def check_owner(self) -> None:
         """Raises Fenced when a newer generation owns the run."""
