@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from data_pipeline.loader import Dataset, open_dataset
@@ -90,7 +91,8 @@ class Trace:
 
 
 def stage_of(case: Case, dataset: Dataset, state: RunState, rank: int = 0, world: int = 1) -> StageTask:
-    return process.stage_task(case.config, dataset, state, {"rank": rank, "world": world, "generation": 1}, torch.device("cpu"), 0)
+    payload = {"rank": rank, "world": world, "generation": 1, "run": str(dataset.folder)}
+    return process.stage_task(case.config, dataset, state, payload, torch.device("cpu"), 0)
 
 
 def fresh_model(case: Case, task: StageTask) -> VideoMAR:
@@ -104,17 +106,19 @@ def in_precision(batch: MicroBatch, double: bool) -> MicroBatch:
         return batch
     inputs = batch.inputs
     times, noise = inputs.head_draws
-    assert inputs.context_noise is not None
-    doubled = {name: getattr(inputs, name).double() for name in ("latents", "text", "context_noise")}
+    floats = ["latents", "text", *(["context_noise"] if inputs.context_noise is not None else [])]  # what is held out is not disturbed
+    doubled = {name: getattr(inputs, name).double() for name in floats}
     return replace(batch, inputs=replace(inputs, **doubled, head_draws=(times, noise.double())))
 
 
 @contextlib.contextmanager
 def default_precision(double: bool) -> Iterator[None]:
-    """New tensors in double precision, or as they are."""
+    """New tensors in double precision, or as they are; DeepSpeed's list of what it reduces leaves double out."""
     torch.set_default_dtype(torch.float64 if double else torch.float32)
+    known = get_accelerator().supported_dtypes()
     try:
-        yield
+        with patch.object(type(get_accelerator()), "supported_dtypes", lambda accelerator: [*known, torch.float64]):
+            yield
     finally:
         torch.set_default_dtype(torch.float32)
 
