@@ -18,6 +18,7 @@ from data_pipeline.errors import UserError
 
 COMMANDS = {
     "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+    "sample": ("trainer.commands.sample", "sample <model> --image cat.png --text ...: continue an image or a video with a trained model"),
 }
 
 HELP = """usage: python trainer/main.py [command] [key=value ...]

@@ -19,14 +19,13 @@ import torch.distributed as dist
 
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
-from model.videomar import VideoMAR
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
 from trainer.config import RunConfig
 from trainer.curriculum import RunState
 from trainer.engine import Engine
-from trainer.initial import prepare
+from trainer.initial import initial_model
 from trainer.journal import Journal, Report
 from trainer.loop import StageTask, run_stage
 from trainer.mixture import ingredients
@@ -84,12 +83,6 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
     return model_of(config, dataset.manifest.spec)
-
-
-def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
-    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
-    torch.manual_seed(config.seed)
-    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
