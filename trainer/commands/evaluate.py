@@ -201,9 +201,9 @@ def difference(models: dict[str, Any]) -> dict[str, Any]:
 def pick(scores: dict[str, list[float | None]], clips: HeldOut, videos: list[np.ndarray], fps: float) -> list[tuple[str, str, bytes]]:
     """(rank, caption, mp4 of truth and models side by side) of the worst, median and best clip by the first model's PSNR."""
     order = np.argsort(np.array(scores["psnr"], dtype=float), kind="stable")
-    places = dict.fromkeys([(0, "worst"), (len(order) // 2, "median"), (len(order) - 1, "best")][: len(order)])
+    places = {0: "worst", len(order) // 2: "median", len(order) - 1: "best"}
     shown = []
-    for place, rank in places:
+    for place, rank in places.items():
         clip = int(order[place])
         shown.append(
             (

@@ -14,6 +14,7 @@ from trainer.config import RunConfig
 from trainer.inspection.trained import Trained
 
 Record = dict[str, Any]
+PRIVATE: Any = {"run": True, "cluster": True, "data": {"videos", "captions", "root"}}  # where it was made is nobody's business
 USE = """\
     from model import export
     model = export.load("{name}")  # the weights: pure PyTorch, no Ray, DeepSpeed or Megatron
@@ -39,7 +40,7 @@ def card(name: str, trained: Trained, metrics: Sequence[Record], happened: Seque
         "## What it was made with\n" + table(["", ""], facts(trained, config)),
         "## Curriculum\n" + table(["stage", "clips", "steps", "held-out loss"], curriculum(config, metrics, happened)),
         "## Metrics\n" + table(["", ""], measured(happened)),
-        f"## Recipe\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False)}```",
+        f"## Recipe\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json', exclude=PRIVATE), sort_keys=False)}```",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -108,6 +108,7 @@ def test_the_card_tells_recipe_data_curriculum_metrics_and_licence(folder: Path,
     assert all(float(row.split(" | ")[3].rstrip(" |")) > 0 for row in rows)
     recipe = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
     assert recipe["model"]["size"] == "tiny"
+    assert str(tiny_run.parent) not in text  # a card that is shared tells no folder of the machine
 
 
 def test_the_description_holds_the_statistics_that_latents_are_normalised_with(folder: Path, tiny_run: Path) -> None:
