@@ -1,10 +1,10 @@
-# make install | demo | test | test-slow | check
+# make install | demo | test | test-slow | check | k8s-check | dashboards
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export DS_ACCELERATOR ?= $(shell test -e /dev/nvidia0 || echo cpu)
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo test test-slow check k8s-check dashboards clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Chart, dashboards, alerts and image: rendered, validated, tried against a real Prometheus and a local Ray.
+k8s-check: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/k8s
+
+dashboards: $(VENV)/.installed-dev
+	$(BIN)/python -m k8s.generate
 
 # torch comes first and in its exact version, so that nothing later replaces it. On Linux pip's build of it brings CUDA along; for the small
 # CPU build point PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels. DeepSpeed's set-up imports torch, so it builds outside isolation.

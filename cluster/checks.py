@@ -24,6 +24,11 @@ def check_stages(config: RunConfig, spec: EncodeSpec) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"curriculum.stages: the name {twice} stands twice; stages are told apart by name")
     for stage in config.curriculum.stages:
+        if stage.stride not in (None, spec.stride):
+            raise UserError(
+                f"stage {stage.name}: its tokenizer stride {stage.stride} is not data.stride={spec.stride}, and a run has one data set; "
+                "leave the stage out of this run"
+            )
         if latent_shape(Bucket(stage.frames, stage.height, stage.width), spec.stride)[0] < 2:
             raise UserError(
                 f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use at least {1 + spec.stride[0]}"

@@ -5,25 +5,33 @@ Called by the controller; the work itself is data_pipeline's, spread over Ray by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cluster.encode import Progress, encode_dataset
-from data_pipeline import manifest
+from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import plan_chunks, sample_for_fit
+from data_pipeline.codecs import Codecs, choose_codecs
+from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
-from data_pipeline.filters import FilterThresholds
-from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.estimate import check_buckets
+from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset
+from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location, S3Path
 from data_pipeline.synthetic import write_synthetic
-from data_pipeline.text.hashing import HashingText
-from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.text import text_fingerprint
+from data_pipeline.tokenizers import VideoTokenizer, tokenizer_fingerprint
+from data_pipeline.tokenizers.description import Description
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
+
+Encode = Callable[[Sequence[Chunk], EncodeSpec, Location, Location, int | None, Callable[[Progress], None]], list[ChunkRecord]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,14 @@ class EncodeJob:
     sources: SourceList
     spec: EncodeSpec
     fingerprint: str
-    folder: Path
+    folder: Location
     videos: str
+    codecs: Codecs
 
 
 def encode_spec(config: RunConfig) -> EncodeSpec:
     """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
+    codecs = chosen_codecs(config)
     shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
     data = config.data
     try:
@@ -46,17 +56,35 @@ def encode_spec(config: RunConfig) -> EncodeSpec:
             fps=data.fps,
             buckets=tuple(sorted(Bucket(*shape) for shape in shapes)),
             held_out=data.held_out,
-            channels=data.latent_channels,
-            stride=data.stride,
+            channels=codecs.channels,
+            stride=codecs.stride,
             text_tokens=data.text_tokens,
-            text_width=data.text_width,
+            text_width=codecs.text_width,
             sources_per_shard=data.sources_per_shard,
             max_clips=data.max_clips,
-            thresholds=FilterThresholds(min_motion=data.min_motion),
+            thresholds=data.filters,
+            scene_threshold=data.scene_threshold,
+            one_aspect=data.one_aspect,
             seed=config.seed,
         )
     except ValueError as error:
         raise UserError(f"data and curriculum.stages do not fit: {error}") from None
+
+
+def chosen_codecs(config: RunConfig) -> Codecs:
+    """The tokenizer and the text encoder that the recipe names. Raises UserError naming the key."""
+    data = config.data
+    return choose_codecs(
+        data.tokenizer,
+        data.text,
+        channels=data.latent_channels,
+        stride=data.stride,
+        text_width=data.text_width,
+        text_tokens=data.text_tokens,
+        template=data.text_template,
+        dtype=data.tokenizer_dtype,
+        pass_frames=data.tokenizer_frames,
+    )
 
 
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
@@ -66,10 +94,11 @@ def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
     else:
-        name = Path(videos).resolve().stem
-    sources = list_sources(videos, captions)
-    fingerprint = manifest.dataset_fingerprint(sources.sources, spec)
-    return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos)
+        name = re.sub(r"[^\w.-]+", "-", Path(videos).resolve().stem)  # a glob has letters that a folder should not
+    sources = list_sources(videos, captions, config.data.images)
+    codecs = chosen_codecs(config)
+    fingerprint = manifest.dataset_fingerprint(sources.sources, spec, codecs.fingerprints)
+    return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
 
 
 def draw_synthetic(config: RunConfig) -> Path:
@@ -80,30 +109,33 @@ def draw_synthetic(config: RunConfig) -> Path:
     if not data.fps.is_integer():
         raise UserError(f"data.fps={data.fps}: synthetic videos have a whole number of frames per second")
     fps = int(data.fps)
-    folder = config.data_root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
+    root = Path(config.run.root) / "datasets" if isinstance(config.data_root, S3Path) else config.data_root
+    folder = root / f"synthetic-videos-{shapes.clips}x{shapes.frames}x{shapes.size}-{fps}fps-{config.seed}"
     with writing(folder):
         write_synthetic(folder, shapes.clips, config.seed, shapes.size, shapes.frames, fps)
     return folder
 
 
-def prepare(job: EncodeJob, workers: int, on_progress: Callable[[Progress], None]) -> tuple[Dataset, bool]:
-    """(the finished data set, whether it was there already), encoded by `workers` actors of one busy CPU each.
+def prepare(
+    job: EncodeJob, workers: int | None, on_progress: Callable[[Progress], None], encode: Encode = encode_dataset
+) -> tuple[Dataset, bool]:
+    """(the finished data set, whether it was there already), encoded on `workers` CPUs, or on all that the cluster has.
 
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
     Raises UserError when no training data comes of the videos, or when the folder cannot be written.
     """
-    if (job.folder / manifest.FILE).exists():
+    if storage.size(job.folder / manifest.FILE) is not None:
         return open_dataset(job.folder), True
-    tokenizer_folder, text = job.folder / TOKENIZER_FOLDER, HashingText(job.spec.text_width, job.spec.text_tokens)
-    if not (tokenizer_folder / "tokenizer.json").exists():  # which is written last
-        fitted = fit_tokenizer(job.sources.sources, job)
+    check_buckets(job.sources.sources, job.spec, job.videos)
+    tokenizer_folder = job.folder / TOKENIZER_FOLDER
+    if storage.size(tokenizer_folder / TOKENIZER_FILE) is None:  # which is written last
+        tokenizer = job.codecs.tokenizer or fit_tokenizer(job.sources.sources, job)
         with writing(job.folder):
-            fitted.save(tokenizer_folder)
-    records = encode_dataset(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    made = manifest.build(
-        records, job.spec, job.videos, fingerprint=job.fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint
-    )
+            job.codecs.save_text(tokenizer_folder)
+            save_tokenizer(tokenizer, tokenizer_folder)
+    records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
+    fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
+    made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, **fingerprints)
     with writing(job.folder):
         manifest.write(made, job.folder)
     return open_dataset(job.folder), False
@@ -117,8 +149,18 @@ def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:
         raise UserError(f"{job.videos}: {error}") from None
 
 
+def save_tokenizer(tokenizer: VideoTokenizer | Description, folder: Location) -> None:
+    """Into a folder on a disk or in S3."""
+    if isinstance(folder, Path):
+        tokenizer.save(folder)
+        return
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as made:
+        tokenizer.save(Path(made))
+        storage.copy_tree(Path(made), folder, last=TOKENIZER_FILE)
+
+
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Location) -> Iterator[None]:
     """Says in the user's words that the operating system lets nothing be written to a folder below data.root."""
     try:
         yield

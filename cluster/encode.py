@@ -1,47 +1,57 @@
-"""The encode pool: chunks of sources go to Ray actors, which write shards; each ends with a record or with a reason.
+"""Chunks of sources in, their records out: what is done already is found, the rest goes through the encode pool.
 The commands call encode_dataset. What a chunk is and how it is encoded belongs to data_pipeline."""
 
+from __future__ import annotations
+
+import errno
+import signal
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from data_pipeline.encode import Chunk, encode_chunk
+from cluster.encode_actors import Decoder, Encoder
+from cluster.encode_pool import EncodePool, PoolState
+from cluster.encode_scaling import Queues, Sizes, limits_of
+from data_pipeline.encode import Chunk, finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
+from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
-from data_pipeline.text.hashing import HashingText
-from data_pipeline.tokenizers import load_tokenizer
+from data_pipeline.storage import Location, StorageError
+from data_pipeline.text import load_text
 
-DEATHS = 3  # encoders that may die on a chunk before it is given up
-PROGRESS_SECONDS = 1.0
-RETRY_SECONDS = 1.0
+DRAIN_SECONDS = 20.0  # after SIGTERM, for what was begun; Kubernetes kills after 30
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what every further write would meet too
 
 
 @dataclass(frozen=True)
 class Progress:
-    """done, total: sources; clips: written so far; seconds: since the start."""
+    """done, total: sources; clips: written so far; found: sources that an earlier run had done; seconds: since the start."""
 
     done: int
     total: int
     clips: int
     seconds: float
+    found: int = 0
+    queues: Queues = field(default_factory=Queues)
+    sizes: Sizes = field(default_factory=lambda: Sizes(0, 0))
+    bottleneck: str = "none"
 
     @property
     def rate(self) -> float:
-        """Sources per second."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        """Sources per second of this run."""
+        return (self.done - self.found) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def eta(self) -> float:
         """Seconds to go at this rate; infinite before the first chunk is done."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else float("inf")
+        new = self.done - self.found
+        return self.seconds / new * (self.total - self.done) if new else float("inf")
 
 
 class IncompleteError(UserError):
@@ -53,99 +63,91 @@ class IncompleteError(UserError):
         super().__init__(f"{len(failures)} chunks were not encoded, run again to retry them: {listed}")
 
 
-class Encoder:
-    """A Ray actor that encodes one chunk at a time."""
-
-    def __init__(self, spec: EncodeSpec, tokenizer_folder: Path, folder: Path) -> None:
-        self._spec = spec
-        self._folder = folder
-        self._tokenizer = load_tokenizer(tokenizer_folder)
-        self._text = HashingText(spec.text_width, spec.text_tokens)
-
-    def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
-        return encode_chunk(chunk, self._spec, self._tokenizer, self._text, self._folder, careful)
-
-
 def encode_dataset(
     chunks: Sequence[Chunk],
     spec: EncodeSpec,
-    tokenizer_folder: Path,
-    folder: Path,
-    workers: int,
+    tokenizer_folder: Location,
+    folder: Location,
+    workers: int | None,
     on_progress: Callable[[Progress], None],
+    gpus: int = 0,
 ) -> list[ChunkRecord]:
-    """Encode `chunks` into `folder` with `workers` actors; returns their records in the order of the chunks.
+    """Encode `chunks` into `folder`; returns their records in the order of the chunks.
 
-    Each actor keeps one CPU busy but reserves none, so `workers` is the number of CPUs that the caller has to give.
-    The paths must be visible to every node. Chunks that are finished already cost nothing (encode_chunk knows them).
+    `workers` is the number of CPUs that the caller has to give (actors reserve none); None follows the cluster as it grows
+    and shrinks. With `gpus` each encoder reserves one. Paths must be visible to every node. Chunks that are finished already
+    cost nothing. SIGTERM finishes the chunks that were begun, for DRAIN_SECONDS at most, and leaves by SystemExit.
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
-    tokenizer cannot be loaded.
+    tokenizer cannot be loaded; StorageError or OSError at once when nothing can be written any more.
     """
-    load_tokenizer(tokenizer_folder)  # once here, where its error reaches the user as one line
-    encoder: Any = ray.remote(Encoder).options(num_cpus=0, scheduling_strategy="SPREAD")
-    records, failures = work_off(chunks, lambda: encoder.remote(spec, tokenizer_folder, folder), min(workers, len(chunks)), on_progress)
-    if failures:
-        raise IncompleteError({chunks[index].name: reason for index, reason in sorted(failures.items())})
+    tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)  # errors reach the user as one line
+    works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
+    records = finished_chunks(chunks, works, folder)
+    todo = {index: (chunk, works[index]) for index, chunk in enumerate(chunks) if index not in records}
+    tell = _Teller(chunks, dict(records), on_progress)
+    if todo:
+        decoder: Any = ray.remote(Decoder).options(num_cpus=0, scheduling_strategy="SPREAD")
+        encoder: Any = ray.remote(Encoder).options(num_cpus=0, num_gpus=1 if gpus else 0, scheduling_strategy="SPREAD")
+        pool = EncodePool(
+            todo,
+            lambda: decoder.remote(spec, folder),
+            lambda: encoder.remote(spec, tokenizer_folder),
+            lambda: limits_of(workers or int(ray.cluster_resources().get("CPU", 1)), gpus),
+            is_hopeless,
+        )
+        with _drain_on_sigterm() as drain:
+            pool.run(tell, drain)
+        records |= pool.records
+        if pool.failures:
+            raise IncompleteError({chunks[index].name: reason for index, reason in sorted(pool.failures.items())})
+    else:
+        on_progress(tell.progress())
     return [records[index] for index in range(len(chunks))]
 
 
-def work_off(
-    chunks: Sequence[Chunk],
-    make: Callable[[], ActorHandle],
-    workers: int,
-    on_progress: Callable[[Progress], None],
-) -> tuple[dict[int, ChunkRecord], dict[int, str]]:
-    """Give the chunks one by one to `workers` actors from make(). Returns (records, reasons why not) by chunk index.
+def is_hopeless(error: BaseException) -> bool:
+    """Whether an error will meet every further chunk: refused or absent storage, a full disk."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in HOPELESS)
 
-    An actor holds one chunk at a time, so a death is charged to the right one. A dead one is replaced and its chunk
-    tried again, carefully: that finds the source that kills and leaves it out. A chunk that kills nevertheless fails.
-    """
-    records: dict[int, ChunkRecord] = {}
-    failures: dict[int, str] = {}
-    deaths: Counter[int] = Counter()
-    waiting = deque(range(len(chunks)))
-    idle = [make() for _ in range(workers)]
-    running: dict[ray.ObjectRef, tuple[int, ActorHandle]] = {}
-    started = time.monotonic()
+
+class _Teller:
+    """Turns the pool's state into what the user is told."""
+
+    def __init__(self, chunks: Sequence[Chunk], found: Mapping[int, ChunkRecord], on_progress: Callable[[Progress], None]) -> None:
+        self._sizes = [len(chunk.sources) for chunk in chunks]
+        self._found, self._on_progress, self._started = found, on_progress, time.monotonic()
+
+    def __call__(self, state: PoolState) -> None:
+        self._on_progress(self.progress(state))
+
+    def progress(self, state: PoolState | None = None) -> Progress:
+        found = sum(self._sizes[index] for index in self._found)
+        clips = sum(record.clips for record in self._found.values())
+        seconds, total = time.monotonic() - self._started, sum(self._sizes)
+        if state is None:
+            return Progress(found, total, clips, seconds, found)
+        done = found + sum(self._sizes[index] for index in (*state.records, *state.failures))
+        clips += sum(record.clips for record in state.records.values())
+        return Progress(done, total, clips, seconds, found, state.queues, state.sizes, state.bottleneck)
+
+
+@contextmanager
+def _drain_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM asks for an end instead of making one: yields whether it came. Leaves by SystemExit if it did."""
+    came: list[float] = []
+
+    def asked() -> bool:
+        if came and time.monotonic() - came[0] > DRAIN_SECONDS:
+            raise SystemExit(signal.SIGTERM)
+        return bool(came)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(time.monotonic()))
     try:
-        while waiting or running:
-            while waiting and idle:
-                index, actor = waiting.popleft(), idle.pop()
-                running[actor.encode.remote(chunks[index], deaths[index] > 0)] = index, actor
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=PROGRESS_SECONDS)
-            for call in ready:
-                index, actor = running.pop(call)
-                try:
-                    records[index] = ray.get(call)
-                except ActorUnavailableError:  # the network, not the actor
-                    time.sleep(RETRY_SECONDS)
-                    waiting.appendleft(index)
-                except RayActorError:
-                    actor = make()
-                    deaths[index] += 1
-                    if deaths[index] < DEATHS:
-                        waiting.appendleft(index)
-                    else:
-                        sources = chunks[index].sources
-                        failures[index] = f"{DEATHS} encoders died on {sources[0].name} to {sources[-1].name}"
-                except RayTaskError as error:
-                    failures[index] = f"{type(error.cause).__name__}: {_first_line(error.cause)}"
-                idle.append(actor)
-            on_progress(_progress(chunks, records, failures, time.monotonic() - started))
+        yield asked
     finally:
-        for actor in [*idle, *(actor for _, actor in running.values())]:
-            ray.kill(actor)
-    return records, failures
-
-
-def _progress(chunks: Sequence[Chunk], records: Mapping[int, ChunkRecord], failures: Mapping[int, str], seconds: float) -> Progress:
-    return Progress(
-        done=sum(len(chunks[index].sources) for index in (*records, *failures)),
-        total=sum(len(chunk.sources) for chunk in chunks),
-        clips=sum(record.clips for record in records.values()),
-        seconds=seconds,
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        raise SystemExit(signal.SIGTERM)

@@ -64,6 +64,15 @@ class Outcome:
     lost: tuple[int, ...]  # ranks whose seat died and must be replaced
     messages: tuple[Message | None, ...]  # the last one of every rank
 
+    @property
+    def cause(self) -> str:
+        """How the failed rank ended, one of trainer.metrics.CAUSES."""
+        if self.failed_rank in self.lost:
+            return "seat"
+        if self.traceback:
+            return "exception"
+        return "signal" if "was killed by" in self.reason else "exit"
+
 
 def run(
     seats: Sequence[ActorHandle],

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any, TextIO
 
 from cluster.encode import Progress as EncodeProgress
-from trainer.curriculum import Stage
+from trainer.curriculum import Stage, tokens_to_go
 
 LOG_SECONDS = 10.0  # between the plain lines of a log
 RECENT_STEPS = 20
@@ -45,9 +45,10 @@ class Terminal:
             self._open = False
 
     def encoding(self, progress: EncodeProgress) -> None:
+        slowest = f"  waiting for {progress.bottleneck}" if progress.bottleneck != "none" else ""
         self.show(
             f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  "
-            f"ETA {clock(progress.eta)}"
+            f"ETA {clock(progress.eta)}{slowest}"
         )
 
 
@@ -69,13 +70,7 @@ class TrainingLine:
         loss = f"{message['loss']:.4f}" if message["loss"] is not None else "skipped"
         stage = f"stage {index + 1}/{len(self._stages)} {message['stage']}  step {stage_step}/{self._stages[index].promotion.max_steps}"
         speed = f"{rate:,.0f} tokens/s  data wait {waiting / (busy + waiting):.0%}"
-        return f"{stage}  loss {loss}  {speed}  ETA {clock(self._remaining(index, stage_step) / rate)}"
-
-    def _remaining(self, index: int, stage_step: int) -> int:
-        """Tokens to go if no stage ends before its max_steps."""
-        here, *later = self._stages[index:]
-        steps = [(here, here.promotion.max_steps - stage_step), *((stage, stage.promotion.max_steps) for stage in later)]
-        return sum(count * stage.tokens_per_step for stage, count in steps)
+        return f"{stage}  loss {loss}  {speed}  ETA {clock(tokens_to_go(self._stages, index, stage_step) / rate)}"
 
 
 def clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from trainer import lease
-from trainer.checkpoint.commit import write_durably
+from trainer.checkpoint.files import write_durably
 from trainer.config import RunConfig, dump, first_difference
 
 CONFIG = "config.yaml"
@@ -33,7 +33,8 @@ def check(config: RunConfig, inside_job: bool) -> None:
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
     check_free(folder)
     check_writable(folder, "run.root")
-    check_writable(config.data_root, "data.root")
+    if isinstance(config.data_root, Path):
+        check_writable(config.data_root, "data.root")
 
 
 def read_config(path: Path) -> dict[str, Any]:

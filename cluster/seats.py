@@ -23,6 +23,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster import child
 from cluster.session import REPOSITORY
 from data_pipeline.errors import UserError
+from trainer import instruments
+from trainer.exporter import Endpoint
+from trainer.meter import Meter
 
 Message = dict[str, Any]
 
@@ -36,6 +39,7 @@ class Seat:
         self._preload = preload
         self._listener: socket.socket | None = None
         self._process: Process | None = None
+        self._meter: Meter | None = None
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         if not ray.get_gpu_ids():
@@ -75,7 +79,7 @@ class Seat:
         """Fork a process that runs child.run(target, payload); returns its pid. One left from before is killed."""
         self.kill()
         listener, self._listener = self._listener, None
-        self._process = Process(target, payload, listener)
+        self._process = Process(target, payload, listener, self._publish(payload))
         if listener is not None:
             listener.close()
         return self._process.pid
@@ -96,6 +100,16 @@ class Seat:
         """SIGTERM, and SIGKILL after `grace` seconds. Returns as `kill` does."""
         return self._process.stop(grace) if self._process else None
 
+    def _publish(self, payload: Message) -> Meter | None:
+        """The meter of this seat's rank, readable at the pod's endpoint if the run has one; opened once."""
+        metrics = payload.get("config", {}).get("metrics", {})
+        if not metrics.get("port"):
+            return None
+        if self._meter is None:
+            self._meter = Meter(payload["config"]["run"]["name"])
+            Endpoint(self._meter, metrics["host"], metrics["port"])
+        return self._meter
+
     def _started(self) -> "Process":
         assert self._process is not None, "nothing was started on this seat"
         return self._process
@@ -104,10 +118,11 @@ class Seat:
 class Process:
     """A forked process seen from its seat: a thread takes in its messages, so that it never waits for a reader."""
 
-    def __init__(self, target: str, payload: Message, listener: socket.socket | None) -> None:
+    def __init__(self, target: str, payload: Message, listener: socket.socket | None, meter: Meter | None) -> None:
         receiving, sending = _context().Pipe(duplex=False)
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._asked = False
+        self._meter = meter
         self._process = _context().Process(target=child.run, args=(target, payload, sending, listener), daemon=True)
         self._process.start()
         sending.close()
@@ -140,8 +155,13 @@ class Process:
 
     def _watch(self, receiving: Connection) -> None:
         for message in _received(receiving, self._process.sentinel):
-            self._inbox.put(message)
+            if message["kind"] != "rank":
+                self._inbox.put(message)
+            elif self._meter:
+                instruments.pulse(self._meter, message)
         self._process.join()
+        if self._meter:
+            self._meter.forget(*instruments.PULSE)
         receiving.close()
         self._inbox.put({"kind": "exit", "code": self._process.exitcode, "asked": self._asked})
 
@@ -162,10 +182,10 @@ def _context() -> multiprocessing.context.ForkServerContext:
 class Seats(Sequence[ActorHandle]):
     """Seat actors in one placement group; indexed by place, which is not the rank (a generation may use a few)."""
 
-    def __init__(self, count: int, cpus: float, group: PlacementGroup, preload: list[str], threads: int) -> None:
+    def __init__(self, count: int, resources: dict[str, float], group: PlacementGroup, preload: list[str], threads: int) -> None:
         self._group = group
         self._actor: Any = ray.remote(Seat)
-        self._cpus = cpus
+        self._resources = {f"num_{name.lower()}s": number for name, number in resources.items()}
         self._arguments = (preload, threads)
         self._handles = [self._make(place) for place in range(count)]
 
@@ -196,21 +216,23 @@ class Seats(Sequence[ActorHandle]):
 
     def _make(self, place: int) -> ActorHandle:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
-        options = {"num_cpus": self._cpus, "max_concurrency": 4, "scheduling_strategy": where}
-        return self._actor.options(**options).remote(*self._arguments)
+        return self._actor.options(**self._resources, max_concurrency=4, scheduling_strategy=where).remote(*self._arguments)
 
 
-def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, timeout: float = 30.0) -> Seats:
+def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, gpus_per_seat: int = 0, timeout: float = 30.0) -> Seats:
     """Seats, packed on as few nodes as possible, that import `preload` in the background.
 
     Raises UserError when the cluster cannot hold them within `timeout` seconds.
     """
-    group = placement_group([{"CPU": cpus_per_seat}] * count, strategy="PACK")
+    wanted = {"CPU": cpus_per_seat} | ({"GPU": gpus_per_seat} if gpus_per_seat else {})
+    group = placement_group([wanted] * count, strategy="PACK")
     if not group.wait(timeout):
         remove_placement_group(group)
-        free, total = (resources().get("CPU", 0) for resources in (ray.available_resources, ray.cluster_resources))
+        free, total = ray.available_resources(), ray.cluster_resources()
+        needed = " and ".join(f"{count} x {number:g} {name}s" for name, number in wanted.items())
+        there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g}" for name in wanted)
         raise UserError(
-            f"cluster.workers={count} needs {count} x {cpus_per_seat:g} CPUs, but Ray has {free:g} of {total:g} free: "
+            f"cluster.workers={count} needs {needed}, but Ray has {there} free: "
             "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
         )
-    return Seats(count, cpus_per_seat, group, preload, threads)
+    return Seats(count, wanted, group, preload, threads)

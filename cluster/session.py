@@ -20,7 +20,7 @@ import ray
 from data_pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OBJECT_STORE_BYTES = 200 << 20  # only messages pass through Ray, never frames or latents
+OBJECT_STORE_BYTES = 512 << 20  # decoded frames and latents on their way; the encode pool bounds them
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.dataset import EncodeJob
 from cluster.progress import clock
 from data_pipeline.loader import Dataset
+from data_pipeline.records import HELD_OUT, TRAIN
 from trainer.events import read_events, standing
 from trainer.metrics import read_metrics
 
@@ -31,6 +32,14 @@ def dataset_lines(job: EncodeJob, dataset: Dataset, reused: bool) -> list[str]:
     lines += [f"      damaged  {name}: {reason}" for name, reason in sources.damaged.items()]
     lines += mismatches("without a caption", job.sources.without_caption)
     return lines + mismatches("captions without a video", job.sources.unknown_captions)
+
+
+def dataset_counts(dataset: Dataset) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Sources by outcome, rejected sources by reason, clips by split."""
+    sources, manifest = dataset.manifest.sources, dataset.manifest
+    outcomes = {"ok": sources.ok, "rejected": sum(sources.rejected.values()), "failed": len(sources.failed)}
+    clips = {split: sum(manifest.clips(bucket, split) for bucket in manifest.buckets) for split in (TRAIN, HELD_OUT)}
+    return outcomes, sources.rejected, clips
 
 
 def mismatches(what: str, names: tuple[str, ...]) -> list[str]:

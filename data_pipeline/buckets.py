@@ -2,6 +2,7 @@
 Pure; decode and clips ask it how to resize, the encoder and the planner ask it for latent shapes."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Stride = tuple[int, int, int]
@@ -33,6 +34,37 @@ class Bucket:
     def holds(self, height: int, width: int) -> bool:
         """Whether a source picture of this display size is large enough: clips are never enlarged."""
         return height >= self.height and width >= self.width
+
+
+SAME_AREA = 1.25  # buckets whose areas differ by less are one resolution in several aspects
+
+
+def fitting(height: int, width: int, buckets: Sequence[Bucket], one_aspect: bool) -> tuple[Bucket, ...]:
+    """The buckets that get a source's clips: those that its pictures fill without being enlarged.
+
+    With `one_aspect`, of buckets that have the same frames and differ in aspect alone, only the one that loses least of
+    the picture to cropping; between equals the larger.
+    """
+    held = [bucket for bucket in buckets if bucket.holds(height, width)]
+    if not one_aspect:
+        return tuple(held)
+    best = [max(_resolution(bucket, held), key=lambda other: (kept(height, width, other), other)) for bucket in held]
+    return tuple(bucket for bucket, choice in zip(held, best, strict=True) if bucket == choice)
+
+
+def kept(height: int, width: int, bucket: Bucket) -> float:
+    """The fraction of a picture that is left after cropping it to a bucket's aspect."""
+    ratio = (width / height) / (bucket.width / bucket.height)
+    return min(ratio, 1 / ratio)
+
+
+def _resolution(bucket: Bucket, buckets: Sequence[Bucket]) -> list[Bucket]:
+    area = bucket.height * bucket.width
+    return [
+        other
+        for other in buckets
+        if other.frames == bucket.frames and max(area, other.height * other.width) < SAME_AREA * min(area, other.height * other.width)
+    ]
 
 
 def latent_shape(bucket: Bucket, stride: Stride) -> tuple[int, int, int]:

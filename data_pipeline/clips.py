@@ -2,42 +2,46 @@
 encode.py calls it; it knows nothing of tokenizers or shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
-from data_pipeline.buckets import Bucket, centre, cover
+from data_pipeline.buckets import Bucket, centre, cover, fitting
 from data_pipeline.decode import Picture, Resizer, VideoFile
-from data_pipeline.filters import FilterThresholds, clip_values, rejection
+from data_pipeline.filters import FilterThresholds, clip_values, perceptual_hash, rejection, source_rejection
+from data_pipeline.scenes import LONGEST_PICTURE, LONGEST_TRANSITION, THUMBNAIL, TRANSITION, SceneDetector, Transition
 from data_pipeline.spec import EncodeSpec
 
 SLACK = 1e-3  # seconds: containers round pts to milliseconds
-LONGEST_PICTURE = 1.0  # seconds: a longer gap between two pictures is lost video, not a still one
-THUMBNAIL = (18, 32)  # rows, columns
 
 
 @dataclass(frozen=True)
 class Clip:
-    """uint8 frames [F, H, W, 3] of one bucket, shown from `start` to `stop` (pts seconds), and their filter values."""
+    """uint8 frames [F, H, W, 3] of one bucket, shown from `start` to `stop` (pts seconds), the last of them at `last`,
+    their filter values and their perceptual hash."""
 
     frames: np.ndarray
     start: float
+    last: float
     stop: float
     values: dict[str, float]
+    hash: str
 
 
 @dataclass(frozen=True)
 class SourceClips:
-    """All that one pass over a file gave. `rejected` counts by reason: too_small once per source, too_short once per
-    scene that is shorter than the bucket, the filters' reasons once per window."""
+    """All that one pass over a file gave. `rejected` counts by reason: too_small and a source's own reasons once per
+    source, too_short once per scene that is shorter than the bucket, fade and the filters' reasons once per window.
+    `facts` are seconds, pictures, height, width (as displayed) and scenes of what was decoded."""
 
     clips: dict[Bucket, list[Clip]]
     rejected: dict[Bucket, Counter[str]]
     decode_errors: int
+    facts: dict[str, float]
 
 
 class Timed(Protocol):
@@ -51,55 +55,54 @@ class Timed(Protocol):
 T = TypeVar("T", bound=Timed)
 
 
-def clips_of(path: str | Path, spec: EncodeSpec) -> SourceClips:
+def clips_of(path: str | Path | BinaryIO, spec: EncodeSpec) -> SourceClips:
     """Decodes a file once and cuts non-overlapping clips for every bucket. Raises DecodeError.
 
     Holds at most spec.max_clips clips per bucket, and stops decoding when every bucket has that many.
     """
-    video = VideoFile(path)
-    windows = [_Windows(bucket, spec.max_clips, spec.thresholds) for bucket in spec.buckets]
+    video, detector, seen = VideoFile(path), SceneDetector(spec.scene_threshold), _Seen()
+    windows = [_Windows(bucket, spec.max_clips, spec.thresholds, detector.transitions) for bucket in spec.buckets]
     resizers: dict[tuple[int, int], Resizer] = {}
-    for scene, time, picture in resample(split_scenes(video, spec.scene_threshold), spec.fps):
+    for scene, time, picture in resample(split_scenes(seen.pass_on(video), detector), spec.fps):
         images: dict[tuple[int, int], np.ndarray] = {}
+        fits = fitting(picture.height, picture.width, spec.buckets, spec.one_aspect)
         for window in windows:
-            if not window.wants(scene, picture):
+            window.take_back()
+            if not window.wants(scene, picture, fits):
                 continue
             size = (window.bucket.height, window.bucket.width)
             if size not in images:
                 images[size] = _fit(picture, window.bucket, resizers.setdefault(size, Resizer()))
             window.add(images[size], time, 1 / spec.fps)
-        if all(len(window.clips) == spec.max_clips for window in windows):
+        if all(window.is_settled(time) for window in windows) and seen.seconds > spec.thresholds.longest:
             break
+    reason = source_rejection(seen.seconds, min(seen.height, seen.width), spec.thresholds)
     for window in windows:
+        window.take_back()
         window.end_scene()
+        if reason:
+            window.clips, window.rejected = [], Counter({reason: 1})
     return SourceClips(
         {window.bucket: window.clips for window in windows},
         {window.bucket: window.rejected for window in windows},
         video.errors,
+        seen.facts() | {"scenes": detector.scenes},
     )
 
 
-def split_scenes(pictures: Iterable[Picture], threshold: float) -> Iterator[tuple[int, Picture]]:
-    """(scene number, picture): a new scene starts where the mean luma difference of 32x18 thumbnails of consecutive
-    pictures exceeds `threshold` (0..1), or where time jumps back or ahead."""
-    shrink, scene = Resizer(), 0
-    previous: tuple[Picture, np.ndarray] | None = None
+def split_scenes(pictures: Iterable[Picture], detector: SceneDetector) -> Iterator[tuple[int, Picture]]:
+    """(scene number, or TRANSITION between two scenes; picture)."""
+    shrink = Resizer()
     for picture in pictures:
-        thumbnail = shrink(picture, *THUMBNAIL, "gray").astype(np.int16)
-        if previous:
-            elapsed = picture.time - previous[0].time
-            difference = np.abs(thumbnail - previous[1]).mean() / 255
-            if difference > threshold or abs(elapsed) > LONGEST_PICTURE:
-                scene += 1
-        previous = picture, thumbnail
-        yield scene, picture
+        yield detector.scene(picture.time, shrink(picture, *THUMBNAIL, "gray")), picture
 
 
 def resample(pictures: Iterable[tuple[int, T]], fps: float) -> Iterator[tuple[int, float, T]]:
     """(scene, time, the picture on display at that time), `fps` times a second from the start of each scene.
 
     Times decide, never indices, so that a variable rate plays at its true speed; a source slower than `fps` repeats
-    pictures. The last picture before a gap or the end lasts as long as the one before: headers are wrong about it.
+    pictures. The last picture before a gap or the end lasts as long as the one before: headers are wrong about it. A
+    scene's first picture is always shown, however short it is.
     """
     last_scene: int | None = None
     for current, following in pairwise(chain(pictures, [None])):
@@ -110,9 +113,35 @@ def resample(pictures: Iterable[tuple[int, T]], fps: float) -> Iterator[tuple[in
             lasts = min(picture.duration, LONGEST_PICTURE)
         if following and 0 < following[1].time - picture.time <= LONGEST_PICTURE:
             lasts = following[1].time - picture.time
-        while (time := start + tick / fps) < picture.time + lasts - SLACK:
+        while (time := start + tick / fps) < picture.time + lasts - SLACK or not tick:
             yield scene, time, picture
             tick += 1
+
+
+@dataclass
+class _Seen:
+    """What there is to know of the pictures that pass."""
+
+    pictures: int = 0
+    first: float = 0.0
+    stop: float = 0.0
+    height: int = 0
+    width: int = 0
+
+    def pass_on(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+        for picture in pictures:
+            if not self.pictures:
+                self.first, self.height, self.width = picture.time, picture.height, picture.width
+            self.pictures += 1
+            self.stop = max(self.stop, picture.time + min(picture.duration, LONGEST_PICTURE))
+            yield picture
+
+    @property
+    def seconds(self) -> float:
+        return self.stop - self.first
+
+    def facts(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds, 3), "pictures": self.pictures, "height": self.height, "width": self.width}
 
 
 @dataclass
@@ -122,21 +151,35 @@ class _Windows:
     bucket: Bucket
     limit: int
     thresholds: FilterThresholds
+    transitions: list[Transition]  # grows while the file is read
     clips: list[Clip] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     scene: int | None = None
     window: list[np.ndarray] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     served: bool = False  # whether the scene had at least one full window
+    checked: int = 0  # transitions that the clips were held against
 
-    def wants(self, scene: int, picture: Picture) -> bool:
-        if not self.bucket.holds(picture.height, picture.width):
-            self.rejected["too_small"] = 1
+    def wants(self, scene: int, picture: Picture, fits: Sequence[Bucket]) -> bool:
+        if self.bucket not in fits:
+            self.rejected["other_aspect" if self.bucket.holds(picture.height, picture.width) else "too_small"] = 1
             return False
         if scene != self.scene:
             self.end_scene()
             self.scene = scene
-        return len(self.clips) < self.limit
+        return scene != TRANSITION and len(self.clips) < self.limit
+
+    def take_back(self) -> None:
+        """Drops the clips that hold a transition which was over, and so found, only after them."""
+        for transition in self.transitions[self.checked :]:
+            if crossing := [clip for clip in self.clips if transition.touches(clip.start, clip.last)]:
+                self.rejected["fade"] += len(crossing)
+                self.clips = [clip for clip in self.clips if not transition.touches(clip.start, clip.last)]
+        self.checked = len(self.transitions)
+
+    def is_settled(self, time: float) -> bool:
+        """Whether the clips are as many as may be, and no transition can still be found in them."""
+        return len(self.clips) == self.limit and time > self.clips[-1].stop + LONGEST_TRANSITION
 
     def add(self, image: np.ndarray, time: float, interval: float) -> None:
         self.window.append(image)
@@ -145,11 +188,13 @@ class _Windows:
             return
         frames = np.stack(self.window)
         values = clip_values(frames)
-        reason = rejection(values, self.thresholds)
+        crosses = any(transition.touches(self.times[0], self.times[-1]) for transition in self.transitions)
+        reason = "fade" if crosses else rejection(values, self.thresholds)
         if reason:
             self.rejected[reason] += 1
         else:
-            self.clips.append(Clip(frames, round(self.times[0], 6), round(self.times[-1] + interval, 6), values))
+            start, last, stop = (round(time, 6) for time in (self.times[0], self.times[-1], self.times[-1] + interval))
+            self.clips.append(Clip(frames, start, last, stop, values, perceptual_hash(frames)))
         self.served = True
         self.window, self.times = [], []
 

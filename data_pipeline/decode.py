@@ -6,6 +6,7 @@ Never seeks and trusts no count in a header: both are wrong in some containers (
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -51,15 +52,15 @@ class Resizer:
 class VideoFile:
     """Iterating decodes the file's best video stream once; afterwards `errors` counts the packets and pictures lost."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path | BinaryIO) -> None:
+        self._file = str(path) if isinstance(path, Path) else path
         self.errors = 0
 
     def __iter__(self) -> Iterator[Picture]:
         """Raises DecodeError when the file cannot be opened or yields no picture at all."""
         pictures = 0
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(self._file, "r") as container:
                 stream = container.streams.best("video")
                 if not isinstance(stream, av.VideoStream):
                     raise DecodeError("no video stream")

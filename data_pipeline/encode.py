@@ -1,25 +1,55 @@
-"""The encode work of one chunk of sources, and the plan that deals sources to chunks. cluster/encode.py calls it inside
-actors, tests call it in process; it knows nothing of Ray, and any order of chunks gives the same bytes."""
+"""The plan that deals sources to chunks, and the work on a chunk: decode its sources, encode their clips, commit its shards.
+The encode pool calls the three from different processes, encode_chunk one after the other; any order gives the same bytes."""
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline import storage
+from data_pipeline.buckets import Bucket
 from data_pipeline.clips import Clip, SourceClips, clips_of
 from data_pipeline.decode import DecodeError
 from data_pipeline.order import keyed_generator
-from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, require_clips
+from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, chunk_name, require_clips
 from data_pipeline.shards import Sample, ShardEntry, from_bfloat16, is_intact, to_bfloat16, write_shard
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
+from data_pipeline.storage import Location
 from data_pipeline.text import TextEncoder
 from data_pipeline.tokenizers import VideoTokenizer
+
+PIECE_BYTES = 16 << 20  # of frames that travel from a decoder to an encoder at once, if a clip is not larger
+READS = 16  # records asked for at a time
+TRIES = 3  # processes that decoding a source must kill before the source is to blame
+
+
+@dataclass(frozen=True)
+class NumberedClip:
+    """A clip of a source, with its place among those of its bucket."""
+
+    bucket: Bucket
+    number: int
+    clip: Clip
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """What becomes of a clip: a sample of its bucket's shard, and its share of the statistics."""
+
+    bucket: Bucket
+    number: int
+    sample: Sample
+    sums: LatentSums
+
+
+Piece = tuple[NumberedClip, ...]  # some of a source's clips
+Encoded = Sequence[EncodedClip]
 
 
 @dataclass(frozen=True)
@@ -32,7 +62,7 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        return f"{'shard' if self.split == TRAIN else 'held-out'}-{self.index:06d}"
+        return chunk_name(self.split, self.index)
 
 
 def plan_chunks(sources: Sequence[Source], spec: EncodeSpec) -> list[Chunk]:
@@ -51,46 +81,101 @@ def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
 
     Of two or more sources at least one is held out and at least one is not: if need be, the one of smallest hash is.
     """
-    draws = {source.id: float(keyed_generator("held-out", spec.seed, source.id).random()) for source in sources}
+    draws = {source.id: _draw(source, spec) for source in sources}
     chosen = frozenset(id for id, draw in draws.items() if draw < spec.held_out)
     if len(sources) < 2:
         return frozenset()
     return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
 
 
-def encode_chunk(
-    chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Path, careful: bool = False
-) -> ChunkRecord:
+def is_held_out(source: Source, spec: EncodeSpec) -> bool:
+    """Whether a source that joins a data set later is kept for evaluation."""
+    return _draw(source, spec) < spec.held_out
+
+
+def _draw(source: Source, spec: EncodeSpec) -> float:
+    return float(keyed_generator("held-out", spec.seed, source.id).random())
+
+
+def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Location) -> ChunkRecord:
     """Writes the chunk's shards into the data set's folder, then one record per source; returns what it wrote.
 
     A chunk whose records and shards are already there, made from the same inputs, is returned without work. A source
-    that cannot be decoded is an outcome, not an error; so is, if `careful`, one whose decoding kills the process.
+    that cannot be decoded is an outcome, not an error.
     """
-    folder = Path(folder)
+    folder = storage.location(folder)
     work = work_fingerprint(chunk, spec, tokenizer, text)
     if finished := read_finished(chunk, work, folder):
         return finished
-    samples: dict[str, list[Sample]] = {bucket.id: [] for bucket in spec.buckets}
-    outcomes = [
-        SourceRecord(source.id, source.name, "failed", "decoding it kills the process")
-        if careful and _kills(source, spec)
-        else _encode_source(source, spec, tokenizer, text, samples)
-        for source in chunk.sources
-    ]
-    shards = tuple(write_shard(folder / bucket, chunk.name, found) for bucket, found in samples.items() if found)
-    record = ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), shards)
+    parts = []
+    for source in chunk.sources:
+        encoded: list[EncodedClip] = []
+        decoding = decode_source(source, spec)
+        while True:
+            try:
+                encoded += encode_piece(next(decoding), source, spec, tokenizer, text)
+            except StopIteration as end:
+                parts.append((end.value, encoded))
+                break
+    return commit_chunk(chunk, spec, work, parts, folder)
+
+
+def decode_source(source: Source, spec: EncodeSpec, careful: bool = False) -> Generator[Piece, None, SourceRecord]:
+    """Yields the source's clips in pieces of about PIECE_BYTES and returns its outcome, still without sums.
+
+    If `careful`, a source whose decoding kills the process is an outcome too: processes of their own find that out.
+    """
+    if careful and (how := _kills(source, spec)):
+        return _failure(source, how)
+    found = _clips_or_failure(source, spec)
+    if isinstance(found, SourceRecord):
+        return found
+    piece: list[NumberedClip] = []
+    for bucket, clips in found.clips.items():
+        for number, clip in enumerate(clips):
+            if piece and sum(other.clip.frames.nbytes for other in piece) + clip.frames.nbytes > PIECE_BYTES:
+                yield tuple(piece)
+                piece = []
+            piece.append(NumberedClip(bucket, number, clip))
+    if piece:
+        yield tuple(piece)
+    return _outcome(source, found)
+
+
+def encode_piece(piece: Piece, source: Source, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder) -> list[EncodedClip]:
+    """The samples of some of a source's clips."""
+    vectors = text.encode(source.caption)
+    encoded = []
+    for item in piece:
+        latent = from_bfloat16(to_bfloat16(tokenizer.encode(item.clip.frames)))
+        sample = Sample(f"{source.id}-{item.number:04d}", latent, vectors, _meta(source, spec, item.clip))
+        encoded.append(EncodedClip(item.bucket, item.number, sample, LatentSums.of(latent)))
+    return encoded
+
+
+def commit_chunk(chunk: Chunk, spec: EncodeSpec, work: str, parts: Sequence[tuple[SourceRecord, Encoded]], folder: Location) -> ChunkRecord:
+    """Writes the chunk's shards, then its sources' records. `parts` are what came of its sources, in their order."""
+    samples: dict[Bucket, list[Sample]] = {bucket: [] for bucket in spec.buckets}
+    outcomes = []
+    for outcome, encoded in parts:
+        sums = LatentSums.zero(spec.channels)
+        for item in sorted(encoded, key=lambda item: (spec.buckets.index(item.bucket), item.number)):
+            samples[item.bucket].append(item.sample)
+            sums = sums + item.sums
+        outcomes.append(outcome if outcome.status == "failed" else replace(outcome, sums=sums))
+    shards = tuple(write_shard(folder / bucket.id, chunk.name, found) for bucket, found in samples.items() if found)
     for outcome in outcomes:
         value = asdict(outcome) | {"chunk": {"name": chunk.name, "work": work, "shards": [asdict(s) for s in shards]}}
         storage.write_json(_record_path(folder, outcome.id), value)
-    return record
+    return ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), shards)
 
 
-def read_finished(chunk: Chunk, work: str, folder: Path) -> ChunkRecord | None:
+def read_finished(chunk: Chunk, work: str, folder: Location) -> ChunkRecord | None:
     """The record of a chunk that was completed before, or None when any of its files is missing or of other work."""
     outcomes, shards = [], []
     for source in chunk.sources:
         try:
-            value = json.loads(_record_path(folder, source.id).read_text())
+            value = json.loads(storage.read_bytes(_record_path(folder, source.id)))
             made = value.pop("chunk")
         except (OSError, ValueError, KeyError):
             return None
@@ -101,6 +186,15 @@ def read_finished(chunk: Chunk, work: str, folder: Path) -> ChunkRecord | None:
     if not all(is_intact(folder, shard) for shard in shards):
         return None
     return ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), tuple(shards))
+
+
+def finished_chunks(chunks: Sequence[Chunk], works: Sequence[str], folder: Location) -> dict[int, ChunkRecord]:
+    """The records, by index, of the chunks that were completed before. One listing rules out most of the others."""
+    there = {path.stem for path, _ in storage.list_files(folder / "sources")}
+    likely = [index for index, chunk in enumerate(chunks) if all(source.id in there for source in chunk.sources)]
+    with ThreadPoolExecutor(READS) as pool:
+        found = pool.map(lambda index: read_finished(chunks[index], works[index], folder), likely)
+        return {index: record for index, record in zip(likely, found, strict=True) if record}
 
 
 def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos") -> Iterator[np.ndarray]:
@@ -116,7 +210,7 @@ def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16,
         if isinstance(found, SourceRecord):
             outcomes.append(found)
             continue
-        outcomes.append(_outcome(source, found, LatentSums.zero(spec.channels)))
+        outcomes.append(_outcome(source, found))
         yield from (clip.frames for clips in found.clips.values() for clip in clips)
         if sum(outcome.status == "ok" for outcome in outcomes) == limit:
             return
@@ -130,40 +224,31 @@ def work_fingerprint(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, 
     return fingerprint(inputs, spec.to_json(), tokenizer.fingerprint, text.fingerprint, versions())
 
 
-def _encode_source(
-    source: Source, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, samples: dict[str, list[Sample]]
-) -> SourceRecord:
-    """Appends the source's samples to those of each bucket and returns its outcome."""
-    found = _clips_or_failure(source, spec)
-    if isinstance(found, SourceRecord):
-        return found
-    vectors = text.encode(source.caption)
-    sums = LatentSums.zero(tokenizer.channels)
-    for bucket, clips in found.clips.items():
-        for number, clip in enumerate(clips):
-            latent = from_bfloat16(to_bfloat16(tokenizer.encode(clip.frames)))
-            sums = sums + LatentSums.of(latent)
-            meta = _meta(source, spec, clip)
-            samples[bucket.id].append(Sample(f"{source.id}-{number:04d}", latent, vectors, meta))
-    return _outcome(source, found, sums)
-
-
 def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceRecord:
     try:
-        return clips_of(source.path, spec)
+        return clips_of(source.open(), spec)
     except DecodeError as error:
-        return SourceRecord(source.id, source.name, "failed", str(error))
+        return _failure(source, str(error))
+    except OSError as error:
+        return _failure(source, error.strerror or str(error))
 
 
-def _kills(source: Source, spec: EncodeSpec) -> bool:
-    """Whether decoding the source kills the process that does it: a process of its own finds out."""
-    child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec))
-    child.start()
-    child.join()
-    return child.exitcode is not None and child.exitcode < 0
+def _failure(source: Source, reason: str) -> SourceRecord:
+    return SourceRecord(source.id, source.name, "failed", reason, caption=source.caption, licence=source.licence)
 
 
-def _outcome(source: Source, found: SourceClips, sums: LatentSums) -> SourceRecord:
+def _kills(source: Source, spec: EncodeSpec) -> str | None:
+    """How decoding the source ends every process that tries it, or None when one survives."""
+    for _ in range(TRIES):
+        child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec))
+        child.start()
+        child.join()
+        if child.exitcode is None or child.exitcode >= 0:
+            return None
+    return f"decoding it kills the process ({signal.Signals(-child.exitcode).name}, {TRIES} times)"
+
+
+def _outcome(source: Source, found: SourceClips) -> SourceRecord:
     rejected = {bucket.id: dict(reasons) for bucket, reasons in found.rejected.items() if reasons}
     reasons = sorted({reason for counts in rejected.values() for reason in counts})
     usable = any(found.clips.values())
@@ -176,7 +261,10 @@ def _outcome(source: Source, found: SourceClips, sums: LatentSums) -> SourceReco
         clips={bucket.id: len(clips) for bucket, clips in found.clips.items()},
         rejected=rejected,
         values={bucket.id: [clip.values for clip in clips] for bucket, clips in found.clips.items()},
-        sums=sums,
+        hashes={bucket.id: [clip.hash for clip in clips] for bucket, clips in found.clips.items()},
+        facts=found.facts,
+        caption=source.caption,
+        licence=source.licence,
     )
 
 
@@ -188,6 +276,11 @@ def _meta(source: Source, spec: EncodeSpec, clip: Clip) -> dict[str, Any]:
         "start": clip.start,
         "stop": clip.stop,
         "fps": spec.fps,
+        "motion": clip.values["motion"],
+        "hash": clip.hash,
+        "licence": source.licence,
+        "kind": source.kind,
+        "config": spec.fingerprint,
         "frames": len(clip.frames),
         "height": clip.frames.shape[1],
         "width": clip.frames.shape[2],
@@ -195,5 +288,5 @@ def _meta(source: Source, spec: EncodeSpec, clip: Clip) -> dict[str, Any]:
     }
 
 
-def _record_path(folder: Path, source_id: str) -> Path:
+def _record_path(folder: Location, source_id: str) -> Location:
     return folder / "sources" / f"{source_id}.json"

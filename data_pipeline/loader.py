@@ -1,26 +1,31 @@
-"""Batches of one bucket by global position, in the order of order.py. The trainer asks for the positions that it is to
-see; the loader knows nothing of ranks, devices or torch."""
+"""Batches of one bucket by global position, in the order of order.py, from a disk or from S3. The trainer asks for the
+positions that it is to see; the loader knows nothing of ranks, devices or torch."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
 from data_pipeline import manifest as manifests
+from data_pipeline import storage
 from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import EpochOrder, wrap
-from data_pipeline.shards import ShardError, ShardReader
+from data_pipeline.order import EpochOrder, Mixture, wrap
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_reader import ShardReader
+from data_pipeline.shards import shard_path, source_of, unpack
+from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
-TOKENIZER_FOLDER = "tokenizer"
-OPEN_SHARDS = 256  # per sample set
+TOKENIZER_FOLDER, TOKENIZER_FILE = "tokenizer", "tokenizer.json"
+OPEN_SHARDS = 32  # per sample set: its windows of this epoch and the next, with room to spare
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,40 @@ class Batch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished data set on disk."""
+    """A finished data set, on a disk or in S3. With a cache, shards from S3 are fetched ahead of their reading."""
 
-    folder: Path
+    folder: Location
     manifest: Manifest
     id: str
+    cache: ShardCache | None = field(default=None, compare=False)
 
     @cached_property
     def tokenizer(self) -> VideoTokenizer:
         """Raises UserError when the folder's tokenizer is not the one its latents were made with."""
-        tokenizer = load_tokenizer(self.folder / TOKENIZER_FOLDER)
+        tokenizer = tokenizer_at(self.folder / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
+
+    @property
+    def latent_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, float32 [C] each, of raw train latents over all frames."""
+        found = self.manifest.latent_statistics
+        return np.array(found.mean, np.float32), np.array(found.std, np.float32)
+
+    @cached_property
+    def new_captions(self) -> dict[str, tuple[ShardReader, int]]:
+        """Where sources have their newer captions, by source id."""
+        found = {}
+        for entry in self.manifest.captions:
+            reader = ShardReader(shard_path(self.folder, entry), entry, self.cache)
+            found.update({source: (reader, row) for row in range(len(reader)) for source in reader.meta(row)["sources"]})
+        return found
+
+    def new_vectors(self, key: str) -> np.ndarray | None:
+        """The text vectors [k, E] of a sample whose source has a newer caption than the sample itself."""
+        place = self.new_captions.get(source_of(key))
+        return None if place is None else place[0].text(place[1])
 
     def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
         """The samples of one bucket ("17x96x96") and split ("train" or "held_out"), in the order of `seed`."""
@@ -74,74 +100,121 @@ class SampleSet:
         self.bucket = Bucket.parse(bucket)
         self._dataset = dataset
         self._shards = dataset.manifest.buckets[bucket][split]
-        counts = tuple(shard.count for shard in self._shards)
+        self._rows = [dataset.manifest.rows(shard) for shard in self._shards]
+        counts = tuple(map(len, self._rows))
         self._length = sum(counts)
         self._order = lru_cache(maxsize=2)(lambda epoch: EpochOrder(counts, seed, bucket, epoch))
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._ahead: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self._length
 
     def sample_key(self, position: int) -> str:
         """The key of the sample at a global position: "<source id>-<clip number>"."""
-        reader, row = self._locate(position)
-        return reader.key(row)
+        shard, row = self._place(position)
+        return self._reader(shard).key(row)
 
     def meta(self, position: int) -> dict[str, Any]:
         """What the shard tells about the sample at a global position: caption, source, fps, filter values and so on."""
-        reader, row = self._locate(position)
-        return reader.meta(row)
+        shard, row = self._place(position)
+        return self._reader(shard).meta(row)
 
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""
-        return str(self.meta(position)["caption"])
+        shard, row = self._place(position)
+        reader = self._reader(shard)
+        reader, row = self._dataset.new_captions.get(source_of(reader.key(row)), (reader, row))
+        return str(reader.meta(row)["caption"])
 
     def fetch(self, positions: Sequence[int]) -> Batch:
         """The samples at these global positions, in this order. Safe to call from several threads."""
         spec = self._dataset.manifest.spec
-        places = [self._locate(position) for position in positions]
+        places = [self._place(position) for position in positions]
         frames, height, width = latent_shape(self.bucket, spec.stride)
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
-        for item, (reader, row) in enumerate(places):
-            latents[item] = np.moveaxis(reader.latent(row), 1, -1)
-            vectors = reader.text(row)
-            lengths[item] = len(vectors)
-            text[item, : len(vectors)] = vectors
-        keys = tuple(reader.key(row) for reader, row in places)
-        return Batch(self._dataset.normalise(latents), text, lengths, keys)
+        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
+        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
+        by_shard: dict[int, list[int]] = {}
+        for item, (shard, _) in enumerate(places):
+            by_shard.setdefault(shard, []).append(item)
+        for shard, items in by_shard.items():
+            for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
+                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
+                np.divide(exact, scale, out=latents[item], casting="same_kind")
+                vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
+                vectors = unpack(parts["text"]) if vectors is None else vectors
+                lengths[item] = len(vectors)
+                text[item, : len(vectors)] = vectors
+        keys = tuple(self._reader(shard).key(row) for shard, row in places)
+        return Batch(latents, text, lengths, keys)
 
-    def _locate(self, position: int) -> tuple[ShardReader, int]:
+    def _place(self, position: int) -> tuple[int, int]:
+        """(shard, row) of a global position; what comes next is asked for."""
         epoch, index = wrap(position, self._length)
-        shard, row = self._order(epoch)[index]
-        return self._reader(shard), row
+        order = self._order(epoch)
+        if self._dataset.cache and (ahead := order.shards_ahead(index)) != self._ahead:
+            self._ahead = ahead
+            for shard in ahead:
+                self._dataset.cache.prefetch(shard_path(self._dataset.folder, self._shards[shard]), self._shards[shard])
+        shard, row = order[index]
+        return shard, self._rows[shard][row]
 
     def _open(self, shard: int) -> ShardReader:
         entry = self._shards[shard]
-        reader = ShardReader(self._dataset.folder / entry.bucket / f"{entry.name}.tar")
-        if len(reader) != entry.count:
-            raise ShardError(f"shard {reader.path} has {len(reader)} samples, not {entry.count}: encode the data set again")
-        return reader
+        return ShardReader(shard_path(self._dataset.folder, entry), entry, self._dataset.cache)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
-    """Raises UserError when there is no finished data set in the folder."""
-    folder = Path(folder)
-    return Dataset(folder, manifests.read(folder), manifests.dataset_id(folder))
+@dataclass(frozen=True)
+class MixedBatches:
+    """Batches of several buckets in turn: all that a run has to remember of them is the step it stands at.
+
+    sizes: samples per batch of each set, whose buckets differ in shape.
+    """
+
+    sets: tuple[SampleSet, ...]
+    sizes: tuple[int, ...]
+    mixture: Mixture
+
+    def at(self, step: int) -> tuple[SampleSet, range]:
+        """The set that a step's batch comes from, and the positions of its samples."""
+        bucket, before = self.mixture.at(step)
+        size = self.sizes[bucket]
+        return self.sets[bucket], range(before * size, (before + 1) * size)
+
+
+def tokenizer_at(folder: Location) -> VideoTokenizer:
+    """The tokenizer saved in a folder on a disk or in S3. Raises UserError naming the file that is missing or of an unknown kind."""
+    if not isinstance(folder, S3Path):
+        return load_tokenizer(folder)
+    with TemporaryDirectory(prefix="videomar-tokenizer-") as copy:
+        storage.copy_tree(folder, Path(copy), last=TOKENIZER_FILE)
+        return load_tokenizer(copy)
+
+
+def open_dataset(folder: str | Location, cache: ShardCache | None = None, generation: int | None = None) -> Dataset:
+    """The newest generation of a data set, or a given one. Raises UserError when there is no such finished data set in the
+    folder. `cache` serves data sets in S3."""
+    folder = storage.location(folder)
+    found = manifests.read(folder, generation), manifests.dataset_id(folder, generation)
+    return Dataset(folder, *found, cache if isinstance(folder, S3Path) else None)
 
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-def prefetch(requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2) -> Generator[Result, None, None]:
-    """Yields fetch(request) in order while a thread works up to `depth` results ahead of the consumer.
+def prefetch(
+    requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int = 2, threads: int = 1
+) -> Generator[Result, None, None]:
+    """Yields fetch(request) in order while `threads` threads work up to `depth` results ahead of the consumer.
 
-    An exception of fetch is raised here, in its place; close() ends the thread.
+    An exception of fetch is raised here, in its place; close() ends the threads.
     """
     ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as thread:
         try:
             for request in requests:
                 ahead.append(thread.submit(fetch, request))

@@ -5,21 +5,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_pipeline import storage
+from data_pipeline.duplicates import duplicates
 from data_pipeline.errors import UserError
 from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, require_clips
 from data_pipeline.shards import ShardEntry
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
+from data_pipeline.storage import Location
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
+
+Exclusions = dict[str, dict[str, dict[str, list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class LatentStatistics:
 
 
 @dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation [C] of raw train latents over all their frames, as found when the data set was first
+    finished: later generations keep them, so that what was trained on them stays right."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SourcesSummary:
     """How the inputs fared. `rejected` counts sources by reason; `failed` and `damaged` map names to what was wrong
     (damaged ones were used, but lost packets)."""
@@ -49,7 +61,9 @@ class SourcesSummary:
 
 @dataclass(frozen=True)
 class Manifest:
-    """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}}."""
+    """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}};
+    `exclusions` names the rows of shards that are not to be read: {bucket id: {shard name: {reason: rows}}}; `captions` are
+    shards of captions that replace those of the samples, the last of them before the others."""
 
     fingerprint: str
     spec: EncodeSpec
@@ -57,18 +71,29 @@ class Manifest:
     text: str  # fingerprint
     buckets: dict[str, dict[str, tuple[ShardEntry, ...]]]
     statistics: LatentStatistics
+    latent_statistics: ChannelStatistics
     sources: SourcesSummary
+    exclusions: Exclusions = field(default_factory=dict)
+    captions: tuple[ShardEntry, ...] = ()
     schema: int = SCHEMA
     generation: int = 0
 
     def clips(self, bucket: str, split: str) -> int:
-        return sum(shard.count for shard in self.buckets[bucket][split])
+        """How many there are to read."""
+        return sum(len(self.rows(shard)) for shard in self.buckets[bucket][split])
+
+    def rows(self, shard: ShardEntry) -> Sequence[int]:
+        """The rows of a shard that are to be read, in order: all but the excluded ones."""
+        reasons = self.exclusions.get(shard.bucket, {}).get(shard.name, {})
+        excluded = {row for rows in reasons.values() for row in rows}
+        return [row for row in range(shard.count) if row not in excluded] if excluded else range(shard.count)
 
 
-def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec) -> str:
-    """Names a data set before it is encoded: equal inputs (names, sizes, captions), settings and versions."""
+def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec, codecs: Sequence[str] = ()) -> str:
+    """Names a data set before it is encoded: equal inputs (names, sizes, captions), settings and versions. `codecs` are
+    the fingerprints of a tokenizer and a text encoder that are not made from the data."""
     inputs = sorted([source.name, source.size(), source.caption] for source in sources)
-    return fingerprint(inputs, spec.to_json(), versions())
+    return fingerprint(inputs, spec.to_json(), list(codecs), versions())
 
 
 def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str) -> Manifest:
@@ -80,9 +105,39 @@ def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fing
     outcomes = [source for chunk in chunks for source in chunk.sources]
     train = [source for chunk in chunks if chunk.split == TRAIN for source in chunk.sources]
     require_clips(train, [bucket.id for bucket in spec.buckets], videos)
-    buckets = {bucket.id: {split: _shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
+    buckets = {bucket.id: {split: shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
     sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
-    return Manifest(fingerprint, spec, tokenizer, text, buckets, statistics(sums), summary(outcomes))
+    return Manifest(
+        fingerprint=fingerprint,
+        spec=spec,
+        tokenizer=tokenizer,
+        text=text,
+        buckets=buckets,
+        statistics=statistics(sums),
+        latent_statistics=channel_statistics(sums),
+        sources=summary(outcomes),
+        exclusions=exclude_duplicates(chunks, spec),
+    )
+
+
+def exclude_duplicates(chunks: Sequence[ChunkRecord], spec: EncodeSpec) -> Exclusions:
+    """The clips that look like an earlier one of their bucket, by the spec's limit. Train clips come first, so that no
+    held-out clip has a likeness among them."""
+    limit = spec.thresholds.duplicate_bits
+    if limit is None:
+        return {}
+    train_first = sorted(chunks, key=lambda chunk: (chunk.split != TRAIN, chunk.index))
+    exclusions: Exclusions = {}
+    for bucket in spec.buckets:
+        places, hashes = [], []
+        for chunk in train_first:
+            found = [value for source in chunk.sources for value in source.hashes.get(bucket.id, [])]
+            places += [(chunk.name, row) for row in range(len(found))]
+            hashes += found
+        for position in duplicates(hashes, limit):
+            shard, row = places[position]
+            exclusions.setdefault(bucket.id, {}).setdefault(shard, {}).setdefault("duplicate", []).append(row)
+    return exclusions
 
 
 def statistics(sums: LatentSums) -> LatentStatistics:
@@ -92,6 +147,14 @@ def statistics(sums: LatentSums) -> LatentStatistics:
     variance = np.maximum(np.array(sums.square) / np.maximum(count, 1) - mean**2, 0)
     std = np.where(count, np.sqrt(variance), 1.0)
     return LatentStatistics(tuple(map(tuple, mean.tolist())), tuple(map(tuple, std.tolist())))
+
+
+def channel_statistics(sums: LatentSums) -> ChannelStatistics:
+    """Over both kinds of latent frames."""
+    count = max(sum(sums.count), 1)
+    mean = np.sum(sums.total, axis=0) / count
+    variance = np.maximum(np.sum(sums.square, axis=0) / count - mean**2, 0)
+    return ChannelStatistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
 
 
 def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
@@ -110,25 +173,32 @@ def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
 
 def normalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """Raw latents [..., T, h, w, C] -> float32 with zero mean per kind and channel and unit scale per kind."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return ((latents - mean) / scale).astype(np.float32)
 
 
 def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """The inverse of normalise."""
-    mean, scale = _by_frame(latents.shape[-4], statistics)
+    mean, scale = by_frame(latents.shape[-4], statistics)
     return (latents * scale + mean).astype(np.float32)
 
 
-def write(manifest: Manifest, folder: str | Path) -> None:
-    storage.write_json(Path(folder) / FILE, asdict(manifest) | {"spec": manifest.spec.to_json()})
+def write(manifest: Manifest, folder: str | Location) -> None:
+    """Keeps the generation under its number, then makes it the data set's own."""
+    folder = storage.location(folder)
+    for path in (_path(folder, manifest.generation), folder / FILE):
+        storage.write_json(path, asdict(manifest) | {"spec": manifest.spec.to_json()})
 
 
-def read(folder: str | Path) -> Manifest:
-    """Raises UserError naming the file when it is missing, damaged or of another schema."""
-    path = Path(folder) / FILE
+def _path(folder: Location, generation: int | None) -> Location:
+    return folder / FILE if generation is None else folder / "generations" / f"manifest-{generation:06d}.json"
+
+
+def read(folder: str | Location, generation: int | None = None) -> Manifest:
+    """The newest generation, or a given one. Raises UserError naming the file when it is missing, damaged or of another schema."""
+    path = _path(storage.location(folder), generation)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_bytes(path))
     except OSError as error:
         raise UserError(f"no data set at {folder}: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -139,12 +209,13 @@ def read(folder: str | Path) -> Manifest:
     return _from_json(value)
 
 
-def dataset_id(folder: str | Path) -> str:
+def dataset_id(folder: str | Location, generation: int | None = None) -> str:
     """sha256 of the manifest's bytes: equal ids mean equal data sets."""
-    return hashlib.sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+    return hashlib.sha256(storage.read_bytes(_path(storage.location(folder), generation))).hexdigest()
 
 
-def _shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
+def shards(chunks: Sequence[ChunkRecord], split: str, bucket: str) -> tuple[ShardEntry, ...]:
+    """The shards of one bucket and split, in the order of the chunks."""
     return tuple(shard for chunk in chunks if chunk.split == split for shard in chunk.shards if shard.bucket == bucket)
 
 
@@ -159,13 +230,15 @@ def _from_json(value: dict[str, Any]) -> Manifest:
         | {
             "spec": EncodeSpec.from_json(value["spec"]),
             "buckets": shards,
+            "captions": tuple(ShardEntry(**entry) for entry in value["captions"]),
             "statistics": LatentStatistics(mean, std),
+            "latent_statistics": ChannelStatistics(**{name: tuple(found) for name, found in value["latent_statistics"].items()}),
             "sources": SourcesSummary(**value["sources"]),
         }
     )
 
 
-def _by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
+def by_frame(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
     """mean [T, 1, 1, C] and scale [T, 1, 1, 1] of `count` latent frames."""
     kind = np.minimum(np.arange(count), 1)
     return np.array(statistics.mean)[kind][:, None, None], statistics.scale()[kind][:, None, None, None]

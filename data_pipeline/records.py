@@ -68,6 +68,10 @@ class SourceRecord:
     clips: dict[str, int] = field(default_factory=dict)  # by bucket id
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)  # by bucket id and reason, see SourceClips
     values: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # filter values of each clip, by bucket id
+    hashes: dict[str, list[str]] = field(default_factory=dict)  # perceptual hash of each clip, by bucket id
+    facts: dict[str, float] = field(default_factory=dict)  # see SourceClips
+    caption: str = ""
+    licence: str = ""
     sums: LatentSums | None = None
 
     @classmethod
@@ -86,8 +90,17 @@ class ChunkRecord:
     shards: tuple[ShardEntry, ...]
 
     @property
+    def name(self) -> str:
+        """Of its shards, the same in every bucket."""
+        return chunk_name(self.split, self.index)
+
+    @property
     def clips(self) -> int:
         return sum(shard.count for shard in self.shards)
+
+
+def chunk_name(split: str, index: int) -> str:
+    return f"{'shard' if split == TRAIN else 'held-out'}-{index:06d}"
 
 
 def require_clips(outcomes: Sequence[SourceRecord], buckets: Sequence[str], videos: str) -> None:

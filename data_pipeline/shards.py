@@ -1,29 +1,22 @@
-"""Shards: plain WebDataset tars with an offset index beside each, written atomically and read by position.
-encode.py writes them, loader.py and any WebDataset tool read them. bf16 is handled as bits: numpy has no such type."""
+"""Shards: plain WebDataset tars with an offset index beside each, written atomically. encode.py writes them, shard_reader.py
+and any WebDataset tool read them. bf16 is handled as bits: numpy has no such type."""
 
-import hashlib
 import io
 import json
-import os
+import sys
 import tarfile
-import weakref
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import safetensors
 
 from data_pipeline import storage
-from data_pipeline.errors import UserError
-
-INDEX_SCHEMA = 1
-PARTS = {"latent": "latent.safetensors", "text": "text.safetensors", "meta": "json"}
-
-
-class ShardError(UserError):
-    """A shard that is missing or damaged; the message names the file."""
+from data_pipeline.shard_index import PARTS, ShardIndex, digest, index_path, read_index
+from data_pipeline.storage import Location
 
 
 @dataclass(frozen=True)
@@ -47,69 +40,41 @@ class ShardEntry:
     sha256: str
 
 
-def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> ShardEntry:
+def source_of(key: str) -> str:
+    """The id of the source that a sample's key, "<source id>-<clip number>", names."""
+    return key.rpartition("-")[0]
+
+
+def shard_path(folder: Location, entry: ShardEntry) -> Location:
+    """The tar of a shard in a data set's folder."""
+    return folder / entry.bucket / f"{entry.name}.tar"
+
+
+def write_shard(folder: Location, name: str, samples: Iterable[Sample]) -> ShardEntry:
     """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes.
 
     A crash between the two leaves a tar without index or, over an older shard, an index whose size or checksum differs.
     """
-    members: list[dict[str, Any]] = []
+    keys: list[str] = []
+    places: dict[str, list[list[int]]] = {part: [] for part in PARTS}
     path = folder / f"{name}.tar"
     with storage.atomic(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
-                members.append({"key": sample.key} | {part: _add(tar, sample, part) for part in PARTS})
-        size = temporary.stat().st_size
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    index = {"schema": INDEX_SCHEMA, "bytes": size, "sha256": sha256, "members": members}
-    storage.write_bytes(path.with_suffix(".idx"), json.dumps(index, sort_keys=True).encode())
-    return ShardEntry(folder.name, name, len(members), size, sha256)
+                keys.append(sample.key)
+                for part in PARTS:
+                    places[part].append(_add(tar, sample, part))
+        size, sha256 = digest(temporary)
+    index = ShardIndex(size, sha256, tuple(keys), {part: np.array(rows, np.int64) for part, rows in places.items()})
+    storage.write_bytes(index_path(path), index.encode())
+    return ShardEntry(folder.name, name, len(keys), size, sha256)
 
 
-def is_intact(folder: Path, entry: ShardEntry) -> bool:
-    """Whether the tar on disk has the size that was committed, and its index names that very tar."""
-    path = folder / entry.bucket / f"{entry.name}.tar"
-    index = _read_index(path)
-    return path.is_file() and path.stat().st_size == entry.bytes and index.get("sha256") == entry.sha256
-
-
-class ShardReader:
-    """Random access to the samples of one shard; safe to share between threads (positional reads)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise ShardError(f"shard {path} cannot be opened: {error.strerror}") from error
-        weakref.finalize(self, os.close, self._descriptor)
-        index = _read_index(path)
-        intact = index.get("bytes") == os.fstat(self._descriptor).st_size
-        self._members = index["members"] if intact else _scan(path)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def key(self, row: int) -> str:
-        return self._members[row]["key"]
-
-    def latent(self, row: int) -> np.ndarray:
-        """Raw latents float32 [T, C, h, w]."""
-        return _unpack(self._read(row, "latent"))
-
-    def text(self, row: int) -> np.ndarray:
-        """Text vectors float32 [k, E], of true length."""
-        return _unpack(self._read(row, "text"))
-
-    def meta(self, row: int) -> dict[str, Any]:
-        return json.loads(self._read(row, "meta"))
-
-    def _read(self, row: int, part: str) -> bytes:
-        offset, size = self._members[row][part]
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) < size:
-            raise ShardError(f"shard {self.path} ends inside sample {self.key(row)}: encode the data set again")
-        return data
+def is_intact(folder: Location, entry: ShardEntry) -> bool:
+    """Whether the tar that is there has the size that was committed, and its index names that very tar."""
+    path = shard_path(folder, entry)
+    index = read_index(path)
+    return index is not None and index.sha256 == entry.sha256 and storage.size(path) == entry.bytes
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -119,11 +84,29 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    """float32 values of bfloat16 bits: these are its upper halves."""
+    halves = np.zeros((*bits.shape, 2), np.uint16)
+    halves[..., int(sys.byteorder == "little")] = bits
+    return halves.view(np.float32)[..., 0]
+
+
+def unpack(data: bytes | memoryview) -> np.ndarray:
+    """The one bfloat16 tensor of a safetensors file, as float32. Reads the header itself: the library would copy the data."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    first, size, shape = _header(bytes(data[8:start]))
+    return from_bfloat16(np.frombuffer(data, np.uint16, size, start + first)).reshape(shape)
+
+
+@lru_cache(maxsize=256)  # all latents of a bucket have the same one
+def _header(data: bytes) -> tuple[int, int, tuple[int, ...]]:
+    """(offset behind the header in bytes, numbers, shape) of the one tensor that a safetensors header tells of."""
+    ((_, tensor),) = json.loads(data).items()
+    first, last = tensor["data_offsets"]
+    return first, (last - first) // 2, tuple(tensor["shape"])
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:
-    """Appends one member and returns the [offset, size] of its data."""
+    """Appends one member and returns the [offset, size, crc32] of its data."""
     if part == "meta":
         data = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
     else:
@@ -132,41 +115,10 @@ def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return [tar.offset - padded, len(data)]
+    return [tar.offset - padded, len(data), zlib.crc32(data)]
 
 
 def _pack(values: np.ndarray, name: str) -> bytes:
     bits = to_bfloat16(values)
     spec = safetensors.TensorSpec(dtype="bfloat16", shape=list(bits.shape), data_ptr=bits.ctypes.data, data_len=bits.nbytes)
     return bytes(safetensors.serialize({name: spec}))
-
-
-def _unpack(data: bytes) -> np.ndarray:
-    ((_, tensor),) = safetensors.deserialize(data)
-    return from_bfloat16(np.frombuffer(tensor["data"], np.uint16)).reshape(tensor["shape"])
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    """The index beside a tar, or {} when it is missing or of no use."""
-    try:
-        index = json.loads(path.with_suffix(".idx").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return index if index.get("schema") == INDEX_SCHEMA else {}
-
-
-def _scan(path: Path) -> list[dict[str, Any]]:
-    """The members of a tar whose index is lost, from the tar itself."""
-    members: dict[str, dict[str, Any]] = {}
-    parts = {suffix: part for part, suffix in PARTS.items()}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, suffix = member.name.split(".", 1)
-                members.setdefault(key, {"key": key})[parts[suffix]] = [member.offset_data, member.size]
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise ShardError(f"shard {path} is damaged ({error}): encode the data set again") from error
-    torn = [key for key, member in members.items() if len(member) <= len(PARTS)]
-    if torn:
-        raise ShardError(f"shard {path} is damaged (sample {torn[0]} is incomplete): encode the data set again")
-    return list(members.values())

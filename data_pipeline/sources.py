@@ -1,4 +1,4 @@
-"""Lists the videos of a data set: stable order, ids that depend on names alone, captions joined by file name.
+"""The sources of a data set: stable order, ids that depend on names alone, captions joined by file name.
 The command line calls it; it opens no video."""
 
 import csv
@@ -6,28 +6,44 @@ import hashlib
 import io
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 
+from data_pipeline import storage
 from data_pipeline.errors import UserError
+from data_pipeline.listings import IMAGES, VIDEOS, Entry, list_entries
+from data_pipeline.members import open_video
 
-EXTENSIONS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
+VIDEO, IMAGE = "video", "image"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """One input video; `name` is its path relative to the folder, in posix form, and `id` a hash of the name."""
+    """One input video or still; `name` is its path relative to what was listed, in posix form, and `id` a hash of the name.
+
+    `member` says where in the file at `path` it is, if it is not all of it.
+    """
 
     id: str
     path: str
     caption: str
     name: str
+    licence: str = ""
+    member: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What its name says: VIDEO or IMAGE."""
+        return IMAGE if PurePosixPath(self.name).suffix.lower() in IMAGES else VIDEO
+
+    def open(self) -> str | io.BytesIO:
+        """What the decoder is to read. Raises OSError when it is gone."""
+        return open_video(self.path, self.member)
 
     def size(self) -> int:
         """Bytes of the file, or -1 when it is gone: that is for the decoder to report."""
-        try:
-            return Path(self.path).stat().st_size
-        except OSError:
-            return -1
+        size = storage.size(storage.location(self.path))
+        return -1 if size is None else size
 
 
 @dataclass(frozen=True)
@@ -39,17 +55,23 @@ class SourceList:
     unknown_captions: tuple[str, ...] = ()
 
 
-def list_sources(videos: str | Path, captions: str | Path | None = None) -> SourceList:
-    """Every video in a folder and its subfolders, or the one file given. Without captions each has an empty one.
+def list_sources(videos: str | Path, captions: str | Path | None = None, images: bool = False) -> SourceList:
+    """Every video, and if `images` every still, at a place: a file, a folder and its subfolders, a glob, an S3 prefix, a
+    table (csv, jsonl, parquet), tars of videos, a Hugging Face data set on disk.
 
-    Raises UserError when there is no such folder, no video in it, or no usable captions file.
+    Captions come from the table `captions`, else from the place itself, else they are empty.
+    Raises UserError when there is no such place, no video in it, a name twice, or no usable captions file.
     """
-    root = Path(videos)
-    names = _video_names(root)
-    texts = {} if captions is None else _read_captions(Path(captions))
+    entries = sorted(list_entries(str(videos), images), key=lambda entry: entry.name)
+    _check_names(entries, str(videos))
+    names = [entry.name for entry in entries]
+    texts = {} if captions is None else read_captions(Path(captions))
     owners, unknown = _match(texts, names)
-    found = {name: texts[row] for name, row in owners.items()}
-    sources = tuple(Source(_source_id(name), str(root if root.is_file() else root / name), found.get(name, ""), name) for name in names)
+    found = {entry.name: entry.caption for entry in entries if entry.caption is not None}
+    found |= {name: texts[row] for name, row in owners.items()}
+    sources = tuple(
+        Source(_source_id(entry.name), entry.path, found.get(entry.name, ""), entry.name, entry.licence, entry.member) for entry in entries
+    )
     missing = () if captions is None else tuple(name for name in names if name not in found)
     return SourceList(sources, missing, unknown)
 
@@ -58,22 +80,15 @@ def _source_id(name: str) -> str:
     return hashlib.blake2s(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _video_names(root: Path) -> list[str]:
-    if root.is_file():
-        return [root.name]
-    if not root.is_dir():
-        raise UserError(f"no folder or video at {root}: check data.videos")
-    names = [
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    ]
-    if not names:
-        raise UserError(f"no video in {root}: looked for {', '.join(sorted(EXTENSIONS))} in it and its subfolders")
-    return sorted(names)
+def _check_names(entries: list[Entry], place: str) -> None:
+    if not entries:
+        raise UserError(f"no video in {place}: looked for {', '.join(sorted(VIDEOS))} in it and its subfolders")
+    twice = next((one.name for one, other in pairwise(entries) if one.name == other.name), None)
+    if twice is not None:
+        raise UserError(f"{place} names {twice} more than once: keep one")
 
 
-def _read_captions(path: Path) -> dict[str, str]:
+def read_captions(path: Path) -> dict[str, str]:
     """Captions by the file name as written in the table."""
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline.buckets import Bucket, Stride, latent_shape
 from data_pipeline.filters import FilterThresholds
 
-CODE_VERSION = 2  # raise it when the same inputs would give other latents
+CODE_VERSION = 3  # raise it when the same inputs would give other bytes
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class EncodeSpec:
     max_clips: int = 16  # per source and bucket
     thresholds: FilterThresholds = field(default_factory=FilterThresholds)
     scene_threshold: float = 0.12  # mean luma difference of two pictures, 0..1
+    one_aspect: bool = False  # of buckets that differ in aspect alone, a source goes to the nearest only
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +49,11 @@ class EncodeSpec:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"buckets": [bucket.id for bucket in self.buckets], "stride": list(self.stride)}
+
+    @property
+    def fingerprint(self) -> str:
+        """What samples name as the settings that they were made with."""
+        return fingerprint(self.to_json())
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "EncodeSpec":

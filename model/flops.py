@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from model.config import ModelConfig
-from model.visibility import Visibility
+
+if TYPE_CHECKING:  # the planner counts without torch, which visibility needs
+    from model.visibility import Visibility
 
 
 def forward_flops(config: ModelConfig, visibility: Visibility, supervised: int) -> int:
     """FLOPs of one sample's forward: the trunk over the sequence that `visibility` describes, the head on `supervised` tokens."""
-    tokens, width = visibility.starts[-1], config.width
+    return trunk_flops(config, visibility.starts[-1], visibility.pairs()) + head_flops(config, supervised)
+
+
+def trunk_flops(config: ModelConfig, tokens: int, pairs: int) -> int:
+    """FLOPs of everything before the head, for one sample of L tokens in which attention sees `pairs` (query, key) token pairs."""
+    width = config.width
     told = config.text_tokens + len(config.conditions)
     linears = (4 + 2 + 2 * config.ffn_ratio) * width**2 * tokens + 2 * width**2 * told
-    attention = 2 * width * (visibility.pairs() + tokens * told)
+    attention = 2 * width * (pairs + tokens * told)
     embeddings = config.latent_channels * width * tokens + width * (config.text_width * config.text_tokens + 256 * len(config.conditions))
-    return 2 * (config.depth * (linears + attention) + embeddings) + head_flops(config, supervised)
+    return 2 * (config.depth * (linears + attention) + embeddings)
 
 
 def head_flops(config: ModelConfig, supervised: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from data_pipeline.encode import encode_chunk, plan_chunks, sample_for_fit
 from data_pipeline.loader import TOKENIZER_FOLDER
 from data_pipeline.sources import list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import S3Path
 from data_pipeline.synthetic import write_synthetic
 from data_pipeline.text.hashing import HashingText
 from data_pipeline.tokenizers.linear import LinearTokenizer
+from tests.s3 import S3Server, new_bucket, pointed_at
 
 REAL_VIDEOS = "VIDEOMAR_TEST_VIDEOS"
 
@@ -44,3 +47,19 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = manifest.build(records, spec, str(videos), fingerprint=fingerprint, tokenizer=tokenizer.fingerprint, text=text.fingerprint)
     manifest.write(made, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server; S3 paths of this process and its children lead there for the rest of the session."""
+    server = S3Server()
+    with pointed_at(server.endpoint):
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> Iterator[S3Path]:
+    """An empty bucket."""
+    yield new_bucket()
+    s3_server.gate = lambda request: None

@@ -27,8 +27,8 @@ from model.supervision import (
     masks_and_rows,
     supervised_by_frame,
 )
-from trainer.config import TrainSection
 from trainer.planner import Layout
+from trainer.sections import TrainSection
 from trainer.units import Unit, deal
 
 

@@ -4,142 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import fields
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from data_pipeline.storage import Location, location
 from trainer.curriculum import Mix, Promotion, Stage
+from trainer.guard import GuardRule
+from trainer.sections import (
+    ClusterSection,
+    DataSection,
+    MetricsSection,
+    ModelSection,
+    ParallelSection,
+    PlanSection,
+    ProfileSection,
+    RunSection,
+    SampleSection,
+    Section,
+    TrainSection,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class Section(BaseModel):
-    """A part of the recipe: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, serialize_by_alias=True)
-
-
-class RunSection(Section):
-    root: str = "runs"
-    name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
-
-
-class SyntheticSection(Section):
-    clips: int = Field(256, ge=8)
-    frames: int = Field(34, ge=5)
-    size: int = Field(96, ge=32, multiple_of=2)
-
-
-class DataSection(Section):
-    videos: str | None = None  # folder of videos; none: synthetic moving shapes
-    captions: str | None = None
-    root: str | None = None  # where encoded data sets live; default: <run.root>/datasets
-    fps: float = Field(8.0, gt=0)
-    held_out: float = Field(0.1, gt=0, lt=1)
-    latent_channels: int = Field(16, ge=1)
-    stride: tuple[int, int, int] = (4, 8, 8)
-    text_tokens: int = Field(24, ge=1)
-    text_width: int = Field(64, ge=2)
-    sources_per_shard: int = Field(16, ge=1)
-    max_clips: int = Field(64, ge=1)  # per source and bucket
-    min_motion: float = Field(0.0, ge=0)
-    synthetic: SyntheticSection = SyntheticSection()
-
-
-class ModelSection(Section):
-    size: str = "toy"
-    heads: int | None = Field(None, ge=1)
-
-
-class ClusterSection(Section):
-    workers: int = Field(2, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
-    address: str | None = None  # of a running Ray; default: the job's own, else a private local one
-
-
-class ParallelSection(Section):
-    tp: int = Field(1, ge=1)  # tensor parallel: heads and FFN channels are dealt to so many ranks
-    megatron_sp: bool = False  # with tp > 1: between its layers the tokens are cut over the same ranks
-    sp: int = Field(1, ge=1)  # Ulysses: the tokens are cut over so many ranks everywhere but in attention
-    zero: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: nothing, moments and masters, gradients too, weights too
-    offload: bool = False  # the optimiser's part of memory and work to the CPU; needs zero >= 1
-    precision: Literal["fp32", "bf16"] = "fp32"  # of weights and matrix products; masters, moments and losses stay in fp32
-
-    @model_validator(mode="after")
-    def needs_zero(self) -> ParallelSection:
-        if not self.zero and (self.offload or self.precision == "bf16"):
-            raise ValueError("zero=0 keeps no fp32 masters apart: set parallel.zero to 1, 2 or 3 for offload or bf16")
-        return self
-
-
-class InitSection(Section):
-    """Weights to start from instead of random ones."""
-
-    source: str | None = Field(None, alias="from")  # an exported folder, a .safetensors file, or a folder of them
-    sha256: str | None = None  # of the files; filled in when the run is made, so that changed files are noticed
-    map: dict[str, str] | str = {}  # regex -> replacement, applied in turn to the names of their tensors ("": left out), or a YAML file
-    strict: bool = True  # false: start with the tensors that fit, whatever else differs
-
-
-class LoraSection(Section):
-    """Train low-rank adapters of linear layers, and nothing else."""
-
-    rank: int = Field(0, ge=0)  # 0: none
-    alpha: int = Field(16, ge=1)  # an adapter's output is scaled by alpha / rank
-    targets: list[str] = Field(["blocks.*attention.*"], min_length=1)  # globs of the layers' names
-
-
-class TrainSection(Section):
-    init: InitSection = InitSection()
-    freeze: list[str] = []  # globs of the names of parameters that are not trained
-    lora: LoraSection = LoraSection()
-    supervision: Literal["all_frames", "one_frame"] = "all_frames"
-    masks_per_frame: int = Field(1, ge=1, le=4)  # all_frames: masked copies that share one clean copy
-    block: int = Field(1, ge=1, le=4)  # all_frames: latent frames that are masked, generated and cached together
-    context_noise: float = Field(0.0, ge=0)  # largest standard deviation of noise on clean context, in normalised latents
-    context_masked: float = Field(0.0, ge=0, lt=1)  # largest fraction of clean context that is masked again
-    conditions: tuple[Literal["fps", "motion", "context_noise"], ...] = ()  # what the model is told beside the caption
-    head: Literal["ddpm", "flow"] = "ddpm"
-    lr: float = Field(1e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.9999, ge=0, lt=1)
-    checkpointing: Literal["none", "selective", "full"] = "none"  # of activations, per block
-    compile: bool = False  # each block by torch.compile
-    micro_batch: int = Field(8, ge=1)  # at most, samples per device and pass
-    commit_every: int = Field(50, ge=1)  # optimiser steps
-    keep_commits: int = Field(2, ge=1)
-    evaluate_every: int = Field(50, ge=1)  # optimiser steps
-    evaluate_samples: int = Field(32, ge=1)
-    max_restarts: int = Field(3, ge=0)  # of a generation that fails without a new commit
-
-    @model_validator(mode="after")
-    def block_needs_all_frames(self) -> TrainSection:
-        if self.block > 1 and self.supervision == "one_frame":
-            raise ValueError(f"block={self.block} needs supervision=all_frames; one_frame has single frames")
-        return self
-
-
 class CurriculumSection(Section):
     stages: Annotated[list[Stage], Field(min_length=1)]
-
-
-class SampleSection(Section):
-    videos: int = Field(4, ge=1)
-    iterations: int = Field(16, ge=1)
-    head_steps: int = Field(50, ge=2)
-    guidance: float = Field(1.5, ge=1)
-    sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
-    window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
-    context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise
-    context_masked: float = Field(0.0, ge=0, lt=1)  # fraction of finished frames masked again; with train.context_masked
-    conditions: dict[str, float] = {}  # what the model is told, e.g. {motion: 0.1}; fps is data.fps unless said
 
 
 class RunConfig(Section):
@@ -153,8 +49,12 @@ class RunConfig(Section):
     cluster: ClusterSection = ClusterSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
+    guard: GuardRule = GuardRule()
+    profile: ProfileSection = ProfileSection()
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
+    plan: PlanSection = PlanSection()
+    metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
     def samples_tell_what_was_trained(self) -> RunConfig:
@@ -168,11 +68,12 @@ class RunConfig(Section):
         return Path(self.run.root) / self.run.name
 
     @property
-    def data_root(self) -> Path:
-        return Path(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
+    def data_root(self) -> Location:
+        return location(self.data.root) if self.data.root else Path(self.run.root) / "datasets"
 
 
-# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers.
+# Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
+# here on, what it has decided stands).
 FREE_KEYS = (
     "run.root",
     "cluster",
@@ -185,11 +86,19 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.checkpointing",
     "train.compile",
+    "train.preflight",
     "train.commit_every",
+    "train.permanent_every",
     "train.keep_commits",
     "train.max_restarts",
+    "guard",
+    "profile",
     "sample",
+    "plan",
+    "metrics",
     "data.root",
+    "data.cache",
+    "data.cache_bytes",
 )
 
 
@@ -207,7 +116,9 @@ def load(arguments: list[str]) -> RunConfig:
         raise UserError(explain(error)) from None
     if config.run.name is None:
         folder = f"-{Path(config.data.videos).resolve().name}" if config.data.videos else ""
-        config = config.model_copy(update={"run": config.run.model_copy(update={"name": Path(recipe).stem + folder})})
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"name": Path(recipe).name.removesuffix(".yaml").removesuffix(".yml") + folder})}
+        )
     return config
 
 
@@ -264,6 +175,8 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
         keys.append(prefix + (field.alias or name))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
+        elif is_dataclass(field.annotation):
+            keys += [f"{prefix}{name}.{part.name}" for part in fields(field.annotation)]
     return keys
 
 
@@ -297,15 +210,23 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a resolved recipe without FREE_KEYS: what a run's numbers depend on."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if prefix + key not in FREE_KEYS:
+            found |= fixed_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def recipe_hash(config: RunConfig) -> str:
+    """A name for what a run's numbers depend on."""
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    for key in [*new, *(key for key in old if key not in new)]:
-        dotted = prefix + key
-        if old.get(key) == new.get(key) or any(dotted == free or dotted.startswith(free + ".") for free in FREE_KEYS):
-            continue
-        if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-            if found := first_difference(old[key], new[key], dotted + "."):
-                return found
-            continue
-        return f"{dotted} ({old.get(key)} there, {new.get(key)} now)"
-    return None
+    there, here = fixed_keys(old), fixed_keys(new)
+    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
+    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)

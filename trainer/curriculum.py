@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainer.guard import GuardState
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Stage:
     tokens_per_step: int
     promotion: Promotion
     lr_scale: float = 1.0
+    stride: tuple[int, int, int] | None = None  # of the tokenizer, where it is not data.stride
     mix: tuple[Mix, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,13 +81,24 @@ class RunState:
     stage_step: int = 0
     samples: dict[str, int] = field(default_factory=dict)
     held_out: tuple[float, ...] = ()  # this stage's evaluations
-    skipped: tuple[int, ...] = ()  # steps whose gradients were not finite
+    skipped: tuple[int, ...] = ()  # steps that the guard did not let count
+    guard: GuardState = field(default_factory=GuardState)
 
-    def stepped(self, samples: dict[str, int], skipped: bool) -> RunState:
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> RunState:
+        """Back from JSON, where tuples are lists."""
+        guard = GuardState(tuple(tree["guard"]["norms"]), tree["guard"]["in_a_row"])
+        return cls(**tree | {"held_out": tuple(tree["held_out"]), "skipped": tuple(tree["skipped"]), "guard": guard})
+
+    def stepped(self, samples: dict[str, int], skipped: bool, guard: GuardState) -> RunState:
         """After one more optimiser step on so many samples per bucket."""
         consumed = {**self.samples, **{bucket: self.samples.get(bucket, 0) + count for bucket, count in samples.items()}}
         skips = (*self.skipped, self.step) if skipped else self.skipped
-        return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips)
+        return replace(self, step=self.step + 1, stage_step=self.stage_step + 1, samples=consumed, skipped=skips, guard=guard)
+
+    def moved(self, samples: dict[str, int]) -> RunState:
+        """Gone back to here and on from later positions in the data, by bucket; the guard starts afresh."""
+        return replace(self, samples={**self.samples, **samples}, guard=GuardState())
 
     def evaluated(self, loss: float) -> RunState:
         """After one more held-out evaluation."""
@@ -90,7 +106,7 @@ class RunState:
 
     def promoted(self) -> RunState:
         """At the start of the next stage."""
-        return replace(self, stage=self.stage + 1, stage_step=0, held_out=())
+        return replace(self, stage=self.stage + 1, stage_step=0, held_out=(), guard=GuardState())
 
 
 def promotion_reason(rule: Promotion, state: RunState) -> str | None:
@@ -107,3 +123,10 @@ def promotion_reason(rule: Promotion, state: RunState) -> str | None:
         if recent > before * (1.0 - rule.plateau_gain):
             return f"plateau: {before:.4f} -> {recent:.4f} over {window} evaluations"
     return None
+
+
+def tokens_to_go(stages: Sequence[Stage], index: int, stage_step: int) -> int:
+    """Latent tokens left after `stage_step` steps of stage `index` if no stage ends before its max_steps."""
+    here, *later = stages[index:]
+    steps = [(here, here.promotion.max_steps - stage_step), *((stage, stage.promotion.max_steps) for stage in later)]
+    return sum(count * stage.tokens_per_step for stage, count in steps)

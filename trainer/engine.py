@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from model.supervision import TrainingBatch
 from model.videomar import VideoMAR
 from trainer.checkpoint.fragments import Box, Fragment
-from trainer.config import ParallelSection, TrainSection
 from trainer.ema import Ema
 from trainer.optimizer import adam_state, adamw
 from trainer.parallel.mesh import DeepSpeedMesh, Mesh
 from trainer.parallel.sequence import own_rows
 from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
+from trainer.planning.memory import BUCKET, LIVE
+from trainer.sections import ParallelSection, TrainSection
 from trainer.zero import flat_parts, publish_masters
-
-BUCKET = 50_000_000  # elements of a gradient or parameter bucket in ZeRO's collectives
 
 
 class Engine:
@@ -40,6 +39,7 @@ class Engine:
     def __init__(self, model: VideoMAR, train: TrainSection, parallel: ParallelSection, mesh: Mesh) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.mesh, self.layout, self.clip = mesh, mesh.layout, train.clip
+        self.stage = zero_stage(mesh.layout, parallel)
         self.device = next(model.parameters()).device
         self.accepts: Callable[[float], bool] = math.isfinite
         self.shards = {name: shard_of(name, tuple(parameter.shape), mesh) for name, parameter in model.named_parameters()}
@@ -48,11 +48,11 @@ class Engine:
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(self.layout, train.clip, parallel.precision, parallel.offload),
+            config=deepspeed_config(self.layout, self.stage, train.clip, parallel),
             mpu=DeepSpeedMesh(mesh),
         )
-        self.parts = flat_parts(model, self.optimizer, self.layout.zero)
-        adam = self.optimizer.optimizer if self.layout.zero else self.optimizer
+        self.parts = flat_parts(model, self.optimizer, self.stage)
+        adam = self.optimizer.optimizer if self.stage else self.optimizer
         self.moments = [adam_state(adam, part.master) for part in self.parts]
         self.ema = Ema([part.master for part in self.parts], train.ema)
 
@@ -62,19 +62,22 @@ class Engine:
         return self.deepspeed.module
 
     def losses(self, inputs: TrainingBatch) -> Tensor:
-        """Loss sums per sample and frame [B, T], of this rank's rows; over mesh.loss_group they add up to the batch's."""
+        """Loss sums per sample and frame [B, T], of this rank's rows (mesh.sum_losses adds them up)."""
         return self.deepspeed(own_rows(inputs, self.mesh).to(self.device))
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate one micro-batch's gradients, and after the last one of a step update the weights."""
-        self.deepspeed.backward(loss)
-        if not self.layout.zero and self.deepspeed.is_gradient_accumulation_boundary():
+        """Accumulate one micro-batch's gradients, and after the last one of a step update the weights.
+
+        loss: this rank's summand of the step's loss. DeepSpeed averages over the replica group and over the micro-batches.
+        """
+        self.deepspeed.backward(loss * (self.layout.dp * self.layout.sp * self.layout.accumulation))
+        if not self.stage and self.deepspeed.is_gradient_accumulation_boundary():
             self.plain_norm = clip_plain(self.model, self.mesh, self.clip)
         self.deepspeed.step()
 
     def norm(self) -> float:
         """The gradient's norm before clipping, of the step that is being or was last made; inf or NaN when it is not finite."""
-        return float(self.optimizer._global_grad_norm) if self.layout.zero else self.plain_norm
+        return float(self.optimizer._global_grad_norm) if self.stage else self.plain_norm
 
     def finish_step(self) -> tuple[float, bool]:
         """(gradient norm before clipping, skipped)."""
@@ -106,7 +109,7 @@ class Engine:
 
     def publish_masters(self) -> None:
         """After fragments were overwritten: bring the parameters that compute in line with the fp32 masters, on every rank."""
-        publish_masters(self.optimizer, self.layout.zero)
+        publish_masters(self.optimizer, self.stage)
 
 
 def shard_of(name: str, extent: tuple[int, ...], mesh: Mesh) -> tuple[tuple[int, ...], Box]:
@@ -118,19 +121,32 @@ def shard_of(name: str, extent: tuple[int, ...], mesh: Mesh) -> tuple[tuple[int,
     return shape, Box(tuple(size * index if axis == dim else 0 for axis, size in enumerate(extent)), extent)
 
 
-def deepspeed_config(layout: Layout, clip: float, precision: str, offload: bool) -> dict[str, Any]:
+def zero_stage(layout: Layout, parallel: ParallelSection) -> int:
+    """The layout's stage, but 0 where one rank holds all that ZeRO would share out: there it would only copy."""
+    alone = layout.dp * layout.sp == 1 and not parallel.offload and parallel.precision == "fp32"
+    return 0 if alone else layout.zero
+
+
+def deepspeed_config(layout: Layout, stage: int, clip: float, parallel: ParallelSection) -> dict[str, Any]:
     """DeepSpeed's configuration. At stage 0 it clips nothing: its own clipping keeps no norm and steps into a NaN."""
-    zero: dict[str, Any] = {"stage": layout.zero, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
-    if offload:
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
+    }
+    if parallel.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
-        "gradient_clipping": clip if layout.zero else 0.0,
+        "gradient_clipping": clip if stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": parallel.precision == "bf16"},
         "steps_per_print": 10**9,
     }
 

@@ -13,15 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-OF_A_STEP = ("evaluation", "promotion", "commit")
+OF_A_STEP = ("evaluation", "promotion", "commit", "skip")
 
 
-def record(run: Path, kind: str, **fields: Any) -> None:
-    """Append one event with the time (seconds since the epoch); one write, so that lines of several processes never mix."""
+def record(run: Path, kind: str, durably: bool = False, **fields: Any) -> None:
+    """Append one event with the time (seconds since the epoch); one write, so that lines of several processes never mix.
+    `durably`: on the disk when it returns."""
     line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
     file = os.open(run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(file, line.encode())
+        if durably:
+            os.fsync(file)
     finally:
         os.close(file)
 

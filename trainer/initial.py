@@ -19,7 +19,8 @@ from data_pipeline.errors import UserError
 from model.config import ModelConfig
 from model.videomar import VideoMAR
 from trainer import weights
-from trainer.config import InitSection, LoraSection, RunConfig, TrainSection
+from trainer.config import RunConfig
+from trainer.sections import InitSection, LoraSection, TrainSection
 from trainer.weights import Match
 
 

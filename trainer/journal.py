@@ -1,4 +1,4 @@
-"""What rank 0 tells the world while it trains: metrics.jsonl, events.jsonl, and a message per step to its seat."""
+"""What rank 0 tells the world while it trains: metrics.jsonl, events.jsonl, and a message per step and event to its seat."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ class Fenced(Exception):
     """This process belongs to an older generation: a newer one owns the run."""
 
 
+class Silence:
+    """What the ranks but 0 tell: nothing."""
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def promise(self, kind: str, **fields: Any) -> None: ...
+
+    def step(self, metrics: StepMetrics) -> None: ...
+
+
 class Journal:
     """A generation's record, from the commit it started from; `recomputed` counts the steps that it makes once more."""
 
@@ -26,12 +36,19 @@ class Journal:
 
     def event(self, kind: str, **fields: Any) -> None:
         events.record(self._run, kind, generation=self._generation, **fields)
+        self._report({"kind": "event", "event": kind, **fields})
 
     def step(self, metrics: StepMetrics) -> None:
         """Publish a step. Raises Fenced when a newer generation owns the run."""
         self.check_owner()
         self._log.write(metrics)
         self._report({"kind": "step", **vars(metrics)})
+
+    def promise(self, kind: str, **fields: Any) -> None:
+        """An event that later generations act on: fenced, and on the disk when it returns."""
+        self.check_owner()
+        events.record(self._run, kind, durably=True, generation=self._generation, **fields)
+        self._report({"kind": "event", "event": kind, **fields})
 
     def check_owner(self) -> None:
         """Raises Fenced when a newer generation owns the run."""

@@ -21,6 +21,14 @@ COMMANDS = {
     "sample": ("trainer.commands.sample", "sample <model> --image cat.png --text ...: continue an image or a video with a trained model"),
     "export": ("trainer.commands.export", "export <run> -o folder: the model as a folder that loads without Ray or DeepSpeed"),
     "evaluate": ("trainer.commands.evaluate", "evaluate <model> [<model>]: losses, drift and motion on held-out clips, compared; a page"),
+    "plan": ("trainer.commands.plan", "plan: the layout, memory and step time of every stage on a cluster that need not be there"),
+    "encode": ("cluster.encode_command", "encode: only encode the videos of a recipe, into data.root"),
+    "doctor": ("trainer.commands.doctor", "doctor <data set>: verify its checksums, counts and order, mend its indices, describe it"),
+    "verify": (
+        "cluster.verify_command",
+        "verify: how well the tokenizer gives back the recipe's videos, with a picture; hours and bytes to expect",
+    ),
+    "dataset": ("trainer.commands.dataset", "dataset folder=<data set>: add videos to it, remove some, give others new captions"),
 }
 
 HELP = """usage: python trainer/main.py [command] [key=value ...]

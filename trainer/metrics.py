@@ -1,6 +1,6 @@
 """Every number a run publishes, declared once; and metrics.jsonl, one object per optimiser step.
 
-The report and the exporters read this list.
+The report and the exporters read this list; so do the generators of dashboards and alerts, which import nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,96 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
+
+PREFIX = "videomar_"
+RUN_STATES = ("encoding", "training", "sampling")
+DIMENSIONS = ("world", "dp", "tp", "sp", "zero", "micro_batch", "accumulation")
+CAUSES = ("exception", "exit", "signal", "seat")  # how the first process of a failed generation ended
+# Where a run's wall time goes; all but "step" is lost. "start": a generation's, up to its first step; "other": between two steps.
+ACTIVITIES = ("encode", "start", "step", "recompute", "data", "checkpoint", "evaluate", "sample", "other")
+# How many values a label may have at one endpoint; series beyond are dropped and counted.
+LABEL_VALUES = {
+    "state": len(RUN_STATES),
+    "dimension": len(DIMENSIONS),
+    "cause": len(CAUSES),
+    "activity": len(ACTIVITIES),
+    "stage": 32,
+    "frame": 64,  # latent frames of a clip
+    "source": 16,  # buckets of a mixture
+    "rank": 16,  # devices of a pod
+    "reason": 32,
+    "outcome": 3,
+    "split": 2,
+    "video": 2,
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A family of series. The name ends in its base unit; every series has the label `run` besides its own `labels`."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def gauge(name: str, help: str, *labels: str) -> Metric:
+    return Metric(PREFIX + name, "gauge", help, labels)
+
+
+def counter(name: str, help: str, *labels: str) -> Metric:
+    return Metric(PREFIX + name, "counter", help, labels)
+
+
+METRICS = (
+    gauge("run_state", "1 for what the run is doing, 0 for the other states.", "state"),
+    gauge("run_stage", "The curriculum's stage being trained, from 1."),
+    gauge("run_stages", "Stages of the curriculum."),
+    gauge("run_step", "Optimiser steps done; falls back to the commit when a generation starts again."),
+    gauge("run_remaining_tokens", "Latent tokens to go if no stage ends before its max_steps."),
+    gauge("run_samples", "Samples of the stage's bucket that training has consumed."),
+    gauge("run_epoch", "Epoch of the stage's bucket."),
+    gauge("run_generation", "Number of the generation that trains."),
+    gauge("run_layout", "The layout in use, by dimension.", "dimension"),
+    gauge("run_seats", "Seats that the controller holds."),
+    gauge("loss", "Training loss per supervised token of the last step.", "stage"),
+    gauge("frame_loss", "Training loss of the last step by target latent frame.", "frame"),
+    gauge("source_loss", "Training loss of the last step by bucket: the stage's own and those mixed in.", "source"),
+    gauge("held_out_loss", "Held-out next-frame loss per supervised token.", "stage"),
+    gauge("learning_rate", "Learning rate of the last step."),
+    gauge("gradient_norm", "Gradient norm before clipping."),
+    counter("steps_total", "Optimiser steps computed, recomputed ones included."),
+    counter("skipped_steps_total", "Steps whose gradients were not finite: weights, moments and average stay as they were."),
+    counter("recomputed_steps_total", "Steps after the commit that a new generation starts from; they are computed again."),
+    counter("tokens_total", "Latent tokens of the samples trained on."),
+    counter("supervised_tokens_total", "Tokens that carried loss."),
+    gauge("model_flops_utilization_ratio", "FLOPs the objective needs against the devices' peak; 0 where the peak is unknown."),
+    gauge("attention_recompiles", "Attention kernels that the generation has compiled: one per bucket and rule."),
+    gauge("rank_step_seconds", "Forward, backward and update of a rank's last step, waiting for its peers included.", "rank"),
+    gauge("rank_forward_seconds", "Forward passes of a rank's last step: its own speed, before it waits for its peers.", "rank"),
+    gauge("rank_data_wait_seconds", "What a rank's last step waited for data.", "rank"),
+    gauge("rank_memory_bytes", "Peak memory of a rank's device, or of its process on CPU.", "rank"),
+    counter("time_seconds_total", "Wall time of the run by activity; the share of `step` is its goodput.", "activity"),
+    counter("generations_total", "Process groups started."),
+    counter("failures_total", "Generations that ended before their stage, by how the first process ended.", "cause"),
+    counter("promotions_total", "Stages finished."),
+    counter("commits_total", "Checkpoints committed."),
+    gauge("commit_seconds", "What the last commit took."),
+    gauge("commit_bytes", "Size of the last commit."),
+    gauge("last_commit_timestamp_seconds", "Unix time of the last commit, or of the start before the first."),
+    gauge("stage_readiness_ratio", "Share of a stage's videos that are encoded.", "stage"),
+    gauge("encode_sources", "Videos to encode."),
+    gauge("encode_sources_done", "Videos encoded, rejected or failed so far."),
+    counter("encode_clips_total", "Clips written; a video gives several."),
+    gauge("dataset_sources", "Videos of the data set by outcome: ok, rejected, failed.", "outcome"),
+    gauge("dataset_rejected_sources", "Videos that gave no clip, by the filter's reason.", "reason"),
+    gauge("dataset_clips", "Clips of the data set in all buckets, by split.", "split"),
+    gauge("sample_psnr_decibels", "PSNR of generated frames against the truth, and of repeating the given frame.", "video"),
+    gauge("exporter_processes", "Processes of the pod that share this endpoint."),
+    counter("series_dropped_total", "Updates refused because a label had too many values."),
+)
 
 
 @dataclass(frozen=True)

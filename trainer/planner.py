@@ -23,6 +23,7 @@ class Layout:
     micro_batch: int
     accumulation: int
     megatron_sp: bool = False  # with tp > 1: tokens are cut over the tp group wherever channels are whole
+    checkpointing: str = "none"  # of activations, per block: none, selective or full
 
 
 def global_batch(tokens_per_step: int, frames: int, tokens: int) -> int:

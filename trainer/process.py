@@ -6,10 +6,11 @@ cluster/ forks this from a warm seat; whatever ends it ends the generation, and 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,34 +20,47 @@ import torch.distributed as dist
 
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
+from trainer import events, guard
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
-from trainer.config import RunConfig
-from trainer.curriculum import RunState
+from trainer.checkpoint.keeper import Keeper
+from trainer.checkpoint.saver import Gather, Saver
+from trainer.config import RunConfig, recipe_hash
+from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
 from trainer.initial import initial_model
-from trainer.journal import Journal, Report
-from trainer.loop import StageTask, run_stage
+from trainer.journal import Journal, Report, Silence
+from trainer.loop import run_stage
+from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
-from trainer.planner import plan_layout
+from trainer.planner import Layout, plan_layout, usable
+from trainer.preflight import Trial, preflight, smaller_next_time
+from trainer.pulse import Pulse
 from trainer.sizing import model_of
+from trainer.task import StageTask
+from trainer.trace import StepTrace
 
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
     """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
     started = perf_counter()
-    config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
     torch.set_num_threads(payload["threads"])
     device = join_group(payload, listener)
-    joined = perf_counter()
-    dataset = open_dataset(Path(payload["dataset"]))
+    live(payload, report, device, perf_counter() - started)
+    dist.destroy_process_group()
+
+
+def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
+    """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
+    joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
+    dataset = open_dataset(payload["dataset"], config.data.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
-    state = found.state if found else RunState()
-    task = stage_task(config, dataset, state, payload, device)
+    state, earlier = starting_state(run_folder, found)
+    task = stage_task(config, dataset, state, payload, device, earlier)
     mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)
     parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
     engine = Engine(model, config.train, config.parallel, mesh)
@@ -56,26 +70,62 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
         engine.publish_masters()
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
-        seconds = {"group": joined - started, "build": perf_counter() - joined}
+        seconds = {"group": joining, "build": perf_counter() - joined}
         layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **layout)
-    save = partial(commit, run_folder, task, engine, dataset.id, config.train.keep_commits, journal)
-    publish, event = (journal.step, journal.event) if journal else (silence, silence)
-    run_stage(task, engine, state, save, publish, event)
-    dist.destroy_process_group()
+    told: Journal | Silence | Pulse = journal or Silence()
+    if not found and config.train.preflight:
+        flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
+        figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
+        told.event("preflight", seconds=perf_counter() - flown, stages=figures)
+    saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
+    if config.metrics.port:
+        told = Pulse(told, model, device, task.rank, report)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
+    try:
+        with smaller_next_time(run_folder, task.stage.name, task.layout, device):
+            run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
+    finally:
+        saver.close()
 
 
-def silence(*told: Any, **fields: Any) -> None:
-    """What the other ranks tell: nothing."""
+def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunState, int]:
+    """(where training goes on, how often it has gone back to there before): the commit, behind the data that was decided to be passed
+    over. Rank 0 reads it for all."""
+    told: list[Any] = [None, 0]
+    if dist.get_rank() == 0:
+        state, generation = (found.state, found.generation) if found else (RunState(), 0)
+        back = guard.roll_backs(events.read_events(run_folder), state.step, generation)
+        told = [state.moved(back[-1]["samples"]) if back else state, len(back)]
+    dist.broadcast_object_list(told)
+    return told[0], told[1]
+
+
+def gather_over(group: dist.ProcessGroup) -> Gather:
+    """Objects of all ranks by rank, over a group of its own."""
+
+    def gather(value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(gathered, value, group)
+        return gathered
+
+    return gather
 
 
 def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch.device:
-    """Join the generation's process group; rank 0 serves the rendezvous on the socket its seat has opened. Returns this rank's device."""
-    rank, world = payload["rank"], payload["world"]
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")  # DeepSpeed reads them
-    listening = {"master_listen_fd": listener.detach()} if listener else {}
-    store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, timedelta(seconds=60), wait_for_workers=False, **listening)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Join the generation's process group, in the payload's store if it brings one; else rank 0 serves the rendezvous on the socket
+    that its seat has opened. Returns this rank's device: a seat sees one only."""
+    rank, world, local = payload["rank"], payload["world"], payload.get("local_rank", 0)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))  # DeepSpeed reads them
+    store = payload.get("store")
+    if store is None:
+        options = {"timeout": timedelta(seconds=60), "wait_for_workers": False}
+        listening = {"master_listen_fd": listener.detach()} if listener else {}
+        store = dist.TCPStore(payload["host"], payload["port"], world, rank == 0, **options, **listening)
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     return device
 
@@ -85,19 +135,31 @@ def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     return model_of(config, dataset.manifest.spec)
 
 
-def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device) -> StageTask:
+def stage_trials(config: RunConfig, dataset: Dataset, world: int, run: Path) -> list[Trial]:
+    """Every bucket of every stage as this world, or what a stage can use of it, would run it."""
+    trials = []
+    for stage in config.curriculum.stages:
+        parts = ingredients(stage, dataset.manifest.spec.stride)
+        used = usable(world, [part.samples for part in parts], config.parallel.tp * config.parallel.sp)
+        trials += [Trial(stage.name, stage_layout(config, stage, part.samples, used, run), part.frames, part.tokens) for part in parts]
+    return trials
+
+
+def stage_layout(config: RunConfig, stage: Stage, samples: int, world: int, run: Path) -> Layout:
+    """The layout of a stage, with the micro-batch that the recipe and earlier generations' memory allow."""
+    parallel, largest = config.parallel, min(config.train.micro_batch, limits(run).get(stage.name, config.train.micro_batch))
+    return plan_layout(stage.name, samples, world, largest, parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
+
+
+def stage_task(
+    config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device, roll_backs: int
+) -> StageTask:
     """The stage the state stands in, for this rank."""
     stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
-    parts, supervision, train, parallel = (
-        ingredients(stage, dataset.manifest.spec.stride),
-        supervision_of(config.train),
-        config.train,
-        config.parallel,
-    )
+    parts, supervision, train = ingredients(stage, dataset.manifest.spec.stride), supervision_of(config.train), config.train
     sources = []
     for part in parts:
-        degrees = (parallel.zero, parallel.tp, parallel.sp, parallel.megatron_sp)
-        layout = plan_layout(stage.name, part.samples, payload["world"], train.micro_batch, *degrees)
+        layout = stage_layout(config, stage, part.samples, payload["world"], Path(payload["run"]))
         lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
         check_divisible(stage.name, layout, model.heads, lengths)
         data = dataset.split(part.bucket, "train", config.seed)
@@ -107,6 +169,9 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
     return StageTask(
         stage=stage,
         train=train,
+        guard=config.guard,
+        first_step=state.step,
+        roll_backs=roll_backs,
         layout=replace(sources[0].layout, accumulation=sum(source.layout.accumulation for source in sources)),
         rank=payload["rank"],
         generation=payload["generation"],
@@ -116,26 +181,3 @@ def stage_task(config: RunConfig, dataset: Dataset, state: RunState, payload: di
         held_out=held_out,
         held_out_draws=Draws(config.seed, sources[0].draws.shape, len(held_out), model, supervision, purpose="held_out"),
     )
-
-
-def commit(
-    run_folder: Path, task: StageTask, engine: Engine, dataset: str, keep: int, journal: Journal | None, state: RunState, reason: str
-) -> float:
-    """Write this rank's fragments; when all have, rank 0 makes them a commit. Returns the seconds it took."""
-    started = perf_counter()
-    folder = commits.commit_folder(run_folder, state.step, task.generation)
-    folder.mkdir(parents=True, exist_ok=True)
-    records: list[Any] = [None] * dist.get_world_size()
-    own = None
-    if engine.layout.zero or task.rank == 0:  # without ZeRO every rank holds the same
-        path = folder / f"rank-{task.rank:05d}.safetensors"
-        store.save_fragments(path, engine.named_fragments())
-        own = commits.file_record(path)
-    dist.all_gather_object(records, own)
-    if journal:
-        journal.sync()
-        marker = commits.Commit(folder, state, task.generation, dataset, reason)
-        commits.write_marker(folder, marker, [record for record in records if record], journal.check_owner)
-        commits.prune(run_folder, keep)
-        journal.event("commit", step=state.step, reason=reason, seconds=perf_counter() - started)
-    return perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipeline.errors import UserError
 from data_pipeline.spec import EncodeSpec
 from model.config import ModelConfig, named_size
 from trainer.config import RunConfig
@@ -14,6 +15,19 @@ def model_of(config: RunConfig, spec: EncodeSpec) -> ModelConfig:
 
     Raises ValueError when they do not fit together.
     """
-    changes: dict[str, Any] = {"latent_channels": spec.channels, "text_width": spec.text_width, "text_tokens": spec.text_tokens}
+    return sized(config, spec.channels, spec.text_width, spec.text_tokens)
+
+
+def planned_model(config: RunConfig) -> ModelConfig:
+    """The same before any data exists: what data would dictate is as the recipe says. Raises UserError."""
+    data = config.data
+    try:
+        return sized(config, data.latent_channels, data.text_width, data.text_tokens)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def sized(config: RunConfig, channels: int, text_width: int, text_tokens: int) -> ModelConfig:
+    changes: dict[str, Any] = {"latent_channels": channels, "text_width": text_width, "text_tokens": text_tokens}
     changes |= {"head": config.train.head, "conditions": config.train.conditions, "block": config.train.block}
     return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))

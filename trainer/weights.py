@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.errors import UserError
 from model.config import ModelConfig
-from trainer.config import InitSection, RunConfig
+from trainer.config import RunConfig
+from trainer.sections import InitSection
 
 Shape = tuple[int, ...]
 Rules = list[tuple[re.Pattern[str], str]]

@@ -1,9 +1,9 @@
 """How much sooner all_frames reaches the held-out loss that our own one_frame (cut after its target, gathered rows) ends with.
 
-    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 150]
+    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 60]
 
 Both train the same model on the same encoded synthetic videos with as many supervised frames per optimiser step, AdamW and moving
-average; each takes the best of the same learning rates (seed 0, a third of the steps). The two then train in turns, a few steps each, so
+average; each takes the best of the same learning rates (seed 0, half the steps). The two then train in turns, a few steps each, so
 that both see the same machine; the clock of each runs during its own steps only. What is held out is judged one frame at a time for
 both, on the moving average. Batches are made before the clock starts: in training the loader works ahead.
 """
@@ -37,13 +37,13 @@ from model.supervision import AllFrames, OneFrame, Supervision
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
 from trainer.batches import Draws, Shape, micro_batch
-from trainer.config import TrainSection
 from trainer.optimizer import adamw, learning_rate
 from trainer.planner import Layout
+from trainer.sections import TrainSection
 
 GATES = {7: 1.3, 13: 2.0}
 RATES = (1e-3, 2e-3, 4e-3)
-SUPERVISED_FRAMES = 24  # per optimiser step, for both
+SUPERVISED_FRAMES = 48  # per optimiser step, for both
 TURN, EVALUATE_EVERY, HELD_OUT, EMA = 10, 20, 64, 0.98
 
 
@@ -132,7 +132,7 @@ def measure(dataset: Dataset, config: ModelConfig, frames: int, seeds: list[int]
     for name, supervision in supervisions.items():
         for lr in RATES:
             tried = Contender(dataset, config, supervision, bucket, lr, seed=0)
-            while tried.step < steps // 3:
+            while tried.step < steps // 2:
                 tried.turn()
             searched[name][lr] = tried.held_out_loss()
             print(frames, name, lr, round(searched[name][lr], 4), round(tried.seconds, 1), file=sys.stderr)
@@ -172,7 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[7, 13], help="latent frames")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--size", type=int, default=48, help="pixels of a video's side")
     parser.add_argument("--clips", type=int, default=400)
     known = parser.parse_args()

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_root_that_cannot_be_written_is_one_line_that_names_it(tmp_path: Path)
     with pytest.raises(UserError, match=rf"{blocked}.*cannot be written.*data\.root"):
         find(recipe(blocked))
     with pytest.raises(UserError, match=rf"{blocked}.*cannot be written.*data\.root"):
-        datasets.prepare(EncodeJob(job.sources, job.spec, job.fingerprint, blocked / "set", job.videos), 1, lambda _: None)
+        datasets.prepare(replace(job, folder=blocked / "set"), 1, lambda _: None)
 
 
 @pytest.mark.timeout(120)

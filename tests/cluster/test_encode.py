@@ -11,20 +11,28 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.encode import Encoder, IncompleteError, Progress, encode_dataset, work_off
+from cluster import encode_pool
+from cluster.encode import IncompleteError, Progress, encode_dataset, is_hopeless
+from cluster.encode_actors import Decoder, Encoder
+from cluster.encode_pool import EncodePool, PoolState
+from cluster.encode_scaling import Limits, Sizes, limits_of
 from cluster.session import REPOSITORY
-from data_pipeline import encode
+from data_pipeline import encode, storage
 from data_pipeline.buckets import Bucket
 from data_pipeline.clips import SourceClips, clips_of
-from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
+from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit, work_fingerprint
 from data_pipeline.errors import UserError
+from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location, S3Path, StorageError
 from data_pipeline.synthetic import write_synthetic
+from data_pipeline.text.hashing import HashingText
 from data_pipeline.tokenizers.linear import LinearTokenizer
+from tests.s3 import S3Server
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("s3_server", "ray_session")]  # Ray's processes learn where S3 is
 SPEC = EncodeSpec(fps=8, buckets=(Bucket(5, 32, 32),), sources_per_shard=1)
 
 
@@ -38,7 +46,7 @@ class Data:
         self.tokenizer = folder / "tokenizer"
         LinearTokenizer.fit(sample_for_fit(self.sources, SPEC), channels=SPEC.channels).save(self.tokenizer)
 
-    def encode(self, folder: Path, chunks: list[Chunk] | None = None, seen: Any = lambda _: None) -> list[ChunkRecord]:
+    def encode(self, folder: Location, chunks: list[Chunk] | None = None, seen: Any = lambda _: None) -> list[ChunkRecord]:
         return encode_dataset(chunks or self.chunks, SPEC, self.tokenizer, folder, 2, seen)
 
 
@@ -96,40 +104,51 @@ def test_encoding_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
-class Fragile:
-    """An encoder that dies on a chunk's first `deaths` tries, which it notes in file names."""
+class FragileDecoder(Decoder):
+    """A decoder that dies at the start of a source as often as `deaths` says, which it notes in file names."""
 
-    def __init__(self, folder: Path, deaths: dict[int, int]) -> None:
-        self.folder = folder
-        self.deaths = deaths
+    def __init__(self, folder: Path, notes: Path, deaths: dict[str, int], spec: EncodeSpec = SPEC) -> None:
+        super().__init__(spec, folder)
+        self.notes, self.deaths = notes, deaths
 
-    def encode(self, chunk: Chunk, careful: bool) -> ChunkRecord:
-        tries = len(list(self.folder.glob(f"{chunk.index}-*")))
-        (self.folder / f"{chunk.index}-{tries}-{'careful' if careful else 'fast'}").touch()
-        if tries < self.deaths.get(chunk.index, 0):
+    def start(self, source: Source, careful: bool) -> Any:
+        tries = len(list(self.notes.glob(f"{source.name}-*")))
+        (self.notes / f"{source.name}-{tries}-{'careful' if careful else 'fast'}").touch()
+        if tries < self.deaths.get(source.name, 0):
             os.kill(os.getpid(), signal.SIGKILL)
-        return ChunkRecord(chunk.split, chunk.index, "", (), ())
+        return super().start(source, careful)
 
 
-def fragile(folder: Path, deaths: dict[int, int]) -> tuple[dict[int, ChunkRecord], dict[int, str]]:
-    chunks = [Chunk("train", index, (Source(f"s{index}", "", "", f"s{index}.mp4"),)) for index in range(4)]
-    encoder: Any = ray.remote(Fragile).options(num_cpus=0)
-    return work_off(chunks, lambda: encoder.remote(folder, deaths), 2, lambda _: None)
+def pool_of(data: Data, make_decoder: Any, chunks: list[Chunk], make_encoder: Any = None) -> EncodePool:
+    encoder: Any = ray.remote(Encoder).options(num_cpus=0)
+    tokenizer, text = tokenizer_at(data.tokenizer), HashingText(SPEC.text_width, SPEC.text_tokens)
+    work = {index: (chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks)}
+    make_encoder = make_encoder or (lambda: encoder.remote(SPEC, data.tokenizer))
+    return EncodePool(work, make_decoder, make_encoder, lambda: limits_of(1, 0), is_hopeless)
 
 
-def test_an_encoder_that_dies_is_replaced_and_its_chunk_is_tried_again_with_care(tmp_path: Path) -> None:
-    records, failures = fragile(tmp_path, {1: 2})
-    assert set(records) == {0, 1, 2, 3}
-    assert not failures
-    assert sorted(path.name for path in tmp_path.glob("1-*")) == ["1-0-fast", "1-1-careful", "1-2-careful"]
-    assert [path.name for path in tmp_path.glob("0-*")] == ["0-0-fast"]
+def fragile(data: Data, folder: Path, deaths: dict[str, int]) -> EncodePool:
+    decoder: Any = ray.remote(FragileDecoder).options(num_cpus=0)
+    (folder / "notes").mkdir()
+    pool = pool_of(data, lambda: decoder.remote(folder, folder / "notes", deaths), data.chunks)
+    pool.run(lambda state: None)
+    return pool
 
 
-def test_a_chunk_that_kills_every_encoder_is_no_record_of_failed_sources_but_a_failure(tmp_path: Path) -> None:
-    records, failures = fragile(tmp_path, {2: 100})
-    assert set(records) == {0, 1, 3}
-    assert failures == {2: "3 encoders died on s2.mp4 to s2.mp4"}
-    assert len(list(tmp_path.iterdir())) == 3 + 3
+def test_a_decoder_that_dies_is_replaced_and_its_source_is_tried_again_with_care(data: Data, tmp_path: Path) -> None:
+    pool = fragile(data, tmp_path, {"clip-00001.mp4": 2})
+    assert set(pool.records) == {0, 1, 2, 3}
+    assert not pool.failures
+    notes = sorted(path.name for path in (tmp_path / "notes").iterdir())
+    assert [note for note in notes if "00001" in note] == [f"clip-00001.mp4-{note}" for note in ("0-fast", "1-careful", "2-careful")]
+    assert len(notes) == 3 + 3
+
+
+def test_a_source_at_which_every_decoder_dies_makes_its_chunk_a_failure_and_no_record(data: Data, tmp_path: Path) -> None:
+    index = next(index for index, chunk in enumerate(data.chunks) if chunk.sources[0].name == "clip-00002.mp4")
+    pool = fragile(data, tmp_path, {"clip-00002.mp4": 100})
+    assert set(pool.records) == {0, 1, 2, 3} - {index}
+    assert pool.failures == {index: "5 processes died at clip-00002.mp4"}
 
 
 def crash_on_the_second(source: Source, spec: EncodeSpec) -> SourceClips:
@@ -139,8 +158,8 @@ def crash_on_the_second(source: Source, spec: EncodeSpec) -> SourceClips:
     return clips_of(source.path, spec)
 
 
-class Crashing(Encoder):
-    """A real encoder with that decoding."""
+class Crashing(Decoder):
+    """A real decoder with that decoding."""
 
     def __init__(self, *arguments: Any) -> None:
         encode._clips_or_failure = crash_on_the_second
@@ -148,12 +167,106 @@ class Crashing(Encoder):
 
 
 def test_of_a_chunk_with_a_video_that_crashes_the_decoder_only_that_video_is_lost(data: Data, tmp_path: Path) -> None:
-    encoder: Any = ray.remote(Crashing).options(num_cpus=0)
-    chunk = Chunk("train", 0, data.sources[:3])
-    records, failures = work_off([chunk], lambda: encoder.remote(SPEC, data.tokenizer, tmp_path), 1, lambda _: None)
-    assert not failures
-    assert [source.status for source in records[0].sources] == ["ok", "failed", "ok"]
-    assert records[0].sources[1].reason == "decoding it kills the process"
+    decoder: Any = ray.remote(Crashing).options(num_cpus=0)
+    pool = pool_of(data, lambda: decoder.remote(SPEC, tmp_path), [Chunk("train", 0, data.sources[:3])])
+    pool.run(lambda state: None)
+    assert not pool.failures
+    assert [source.status for source in pool.records[0].sources] == ["ok", "failed", "ok"]
+    assert pool.records[0].sources[1].reason == "decoding it kills the process (SIGKILL, 3 times)"
+
+
+class MortalEncoder(Encoder):
+    """An encoder that dies in its first life, at its second piece."""
+
+    def __init__(self, spec: EncodeSpec, tokenizer: Path, notes: Path) -> None:
+        super().__init__(spec, tokenizer)
+        self.notes, self.pieces = notes, 0
+
+    def encode(self, source: Source, piece: Any) -> Any:
+        self.pieces += 1
+        if self.pieces == 2 and not self.notes.exists():
+            self.notes.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(source, piece)
+
+
+def test_an_encoder_that_dies_with_pieces_in_hand_loses_none(data: Data, tmp_path: Path) -> None:
+    decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, MortalEncoder))
+    data.encode(tmp_path / "undisturbed")
+    pool = pool_of(
+        data,
+        lambda: decoder.remote(SPEC, tmp_path / "mortal"),
+        data.chunks,
+        lambda: encoder.remote(SPEC, data.tokenizer, tmp_path / "died"),
+    )
+    pool.run(lambda state: None)
+    assert (tmp_path / "died").exists()
+    assert not pool.failures
+    assert files(tmp_path / "mortal") == files(tmp_path / "undisturbed")
+
+
+def test_what_no_further_write_could_do_ends_the_run_with_its_own_line(data: Data, bucket: S3Path, s3_server: S3Server) -> None:
+    s3_server.gate = lambda request: "403 Access Denied" if request["REQUEST_METHOD"] == "PUT" else None
+    with pytest.raises(StorageError, match=r"access denied \(AccessDenied\): check AWS_ACCESS_KEY_ID"):
+        data.encode(bucket / "set")
+
+
+def test_encoding_into_s3_gives_the_files_of_encoding_onto_a_disk(data: Data, bucket: S3Path, tmp_path: Path) -> None:
+    data.encode(tmp_path)
+    data.encode(bucket / "set")
+    there = {str(path)[len(str(bucket / "set")) + 1 :]: storage.read_bytes(path) for path, _ in storage.list_files(bucket / "set")}
+    assert there == files(tmp_path)
+
+
+def test_a_finished_part_is_found_and_only_the_rest_is_worked_on(data: Data, tmp_path: Path) -> None:
+    data.encode(tmp_path)
+    whole = files(tmp_path)
+    (tmp_path / "sources" / f"{data.chunks[2].sources[0].id}.json").unlink()
+    seen: list[Progress] = []
+    data.encode(tmp_path, seen=seen.append)
+    assert files(tmp_path) == whole
+    assert {progress.found for progress in seen} == {3}
+    assert (seen[-1].done, seen[-1].total) == (4, 4)
+
+
+def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def stop_at_the_first(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    many = [Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)) for index in range(200)]
+    with pytest.raises(SystemExit) as raised:
+        data.encode(tmp_path, many, stop_at_the_first)
+    assert raised.value.code == signal.SIGTERM
+    written = {path.stem for path in (tmp_path / "sources").iterdir()}
+    assert len(written) == seen[-1].done < 200
+    assert sorted(path.stem for path in (tmp_path / "5x32x32").glob("*.tar")) == [f"shard-{int(name, 16):06d}" for name in sorted(written)]
+    assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_pool, "SCALE_SECONDS", 0.0)
+    decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
+    many = {index: (Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)), "work") for index in range(150)}
+    cluster = [limits_of(1, 0)]
+    pool = EncodePool(
+        many, lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: cluster[-1], is_hopeless
+    )
+    seen: list[PoolState] = []
+
+    def change(state: PoolState) -> None:
+        """First one more CPU, then two fewer."""
+        seen.append(state)
+        cluster.append(Limits((3, 3), (2, 2)) if 50 < len(state.records) < 100 else Limits((1, 1), (1, 1)))
+
+    monkeypatch.setattr(encode_pool, "WAIT_SECONDS", 0.01)
+    pool.run(change)
+    assert len(pool.records) == 150
+    assert not pool.failures
+    assert {Sizes(3, 2), Sizes(1, 1)} <= {state.sizes for state in seen}
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1e6))

@@ -17,6 +17,7 @@ from cluster.generation import End, Outcome, first_cause
 from cluster.seats import Seats, make_seats
 from cluster.session import REPOSITORY, Session
 from tests.cluster.conftest import MARK, is_gone, until_gone
+from trainer.metrics import CAUSES
 
 pytestmark = pytest.mark.timeout(120)
 TARGETS = "tests.cluster.targets"
@@ -49,6 +50,20 @@ def test_the_cause_is_the_first_own_fault_else_the_first_fault(arrived: list[End
 )
 def test_a_reason_is_one_line_that_names_the_rank(end: End, reason: str) -> None:
     assert end.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        (End(1, None, detail="gone"), "seat"),
+        (End(1, 1, detail="Traceback\nValueError: x"), "exception"),
+        (End(1, -9), "signal"),
+        (End(1, 3), "exit"),
+    ],
+)
+def test_a_failure_has_one_of_the_declared_causes(end: End, cause: str) -> None:
+    assert generation._outcome([End(0, 0), end], [None, None]).cause == cause
+    assert cause in CAUSES
 
 
 def test_an_error_that_only_mentions_a_connection_in_its_traceback_is_no_echo() -> None:

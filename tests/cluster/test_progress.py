@@ -71,6 +71,12 @@ def test_encoding_tells_how_far_how_fast_and_how_long_to_go() -> None:
     assert out.getvalue() == "encode 20/80 videos  55 clips  2.0 videos/s  ETA 0:30\n"
 
 
+def test_encoding_names_what_the_rest_waits_for() -> None:
+    out = io.StringIO()
+    Terminal(out).encoding(Progress(done=20, total=80, clips=55, seconds=10.0, bottleneck="decode"))
+    assert out.getvalue().endswith("ETA 0:30  waiting for decode\n")
+
+
 def test_the_eta_counts_the_tokens_of_all_stages_to_go_at_the_rate_so_far() -> None:
     text = TrainingLine(STAGES).text(step(), stage_step=4)
     # 6 x 1000 and 5 x 2000 tokens are left, at 1000 tokens in 2 seconds

@@ -160,6 +160,8 @@ def test_warm_names_a_module_that_cannot_be_imported(ray_session: Session) -> No
 def test_seats_that_the_cluster_cannot_hold_are_a_users_error(ray_session: Session) -> None:
     with pytest.raises(UserError, match=r"cluster\.workers=3 needs 3 x 2 CPUs, but Ray has .* lower cluster\.workers"):
         make_seats(3, 2, preload=[], threads=1, timeout=1.0)
+    with pytest.raises(UserError, match=r"1 x 1 CPUs and 1 x 1 GPUs, but Ray has .* and 0 of 0 free"):
+        make_seats(1, 1, preload=[], threads=1, gpus_per_seat=1, timeout=1.0)
 
 
 def test_closed_seats_give_their_cpus_back(ray_session: Session) -> None:

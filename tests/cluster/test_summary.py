@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.dataset import EncodeJob
-from cluster.summary import LISTED, dataset_lines, run_lines
+from cluster.summary import LISTED, dataset_counts, dataset_lines, run_lines
+from data_pipeline.codecs import Codecs
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.manifest import SourcesSummary
 from data_pipeline.sources import SourceList
@@ -25,7 +26,7 @@ def dataset(tiny_dataset: Path) -> Dataset:
 
 def told(dataset: Dataset, sources: SourcesSummary = ALL_WELL, reused: bool = False, **listed: Any) -> list[str]:
     """The lines of a data set whose inputs fared like that."""
-    job = EncodeJob(SourceList((), **listed), dataset.manifest.spec, "", dataset.folder, "videos")
+    job = EncodeJob(SourceList((), **listed), dataset.manifest.spec, "", dataset.folder, "videos", Codecs(None, None, 4, (4, 8, 8), 16))
     return dataset_lines(job, replace(dataset, manifest=replace(dataset.manifest, sources=sources)), reused)
 
 
@@ -46,6 +47,17 @@ def test_rejects_are_counted_by_reason(dataset: Dataset) -> None:
     lines = told(dataset, replace(ALL_WELL, ok=43, rejected={"too short": 2, "motion": 3}))
     assert lines[1].strip() == "48 videos, 43 used, 5 rejected, 0 unreadable"
     assert lines[3].strip() == "rejected  motion: 3, too short: 2"
+
+
+def test_counts_are_by_outcome_reason_and_split(dataset: Dataset) -> None:
+    sources = replace(ALL_WELL, ok=42, rejected={"motion": 5}, failed={"bad.mp4": "reason"})
+    fared = replace(dataset, manifest=replace(dataset.manifest, sources=sources))
+    outcomes, rejected, clips = dataset_counts(fared)
+    assert outcomes == {"ok": 42, "rejected": 5, "failed": 1}
+    assert rejected == {"motion": 5}
+    assert clips == {
+        split: sum(dataset.manifest.clips(bucket, split) for bucket in dataset.manifest.buckets) for split in ("train", "held_out")
+    }
 
 
 def test_every_unreadable_and_every_damaged_file_is_named_with_its_reason(dataset: Dataset) -> None:

@@ -1,5 +1,6 @@
 """Small real inputs for the data tests: synthetic mp4 files, an encoded data set, and writers of awkward videos."""
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -61,6 +62,29 @@ def moving_frames(count: int, height: int, width: int, seed: int = 0) -> np.ndar
         np.stack([127 + 100 * np.sin((x - 2 * t) / 9 + y / 13 * (c + 1) + phase[c]) for c in range(3)], axis=-1) for t in range(count)
     ]
     return np.stack(frames).astype(np.uint8)
+
+
+def write_turned(path: Path, matrix: tuple[int, ...] = (0, 1, -1, 0)) -> None:
+    """Writes a rotation into the track header of an mp4; the default is a quarter turn."""
+    plain = [struct.pack(">i", value << 16) for value in (1, 0, 0, 1)]
+    turned = [struct.pack(">i", value << 16) for value in matrix]
+    box = path.read_bytes()
+    at = box.index(b"tkhd") + 44  # a b u c d v x y w, of which a b c d rotate
+    assert box[at : at + 8] == plain[0] + plain[1]
+    path.write_bytes(box[:at] + turned[0] + turned[1] + box[at + 8 : at + 12] + turned[2] + turned[3] + box[at + 20 :])
+
+
+def write_streams(path: Path, tracks: Sequence[np.ndarray]) -> Path:
+    """An mp4 with one video stream of 8 frames per second for each of `tracks` [F, H, W, 3]."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=8) for _ in tracks]
+        for stream, frames in zip(streams, tracks, strict=True):
+            stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for stream, frames in zip(streams, tracks, strict=True):
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture

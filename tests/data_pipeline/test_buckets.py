@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.buckets import Bucket, centre, cover, latent_shape
+from data_pipeline.buckets import Bucket, centre, cover, fitting, kept, latent_shape
 
 SIDES = st.integers(1, 2000)
 
@@ -48,3 +48,28 @@ def test_the_first_frame_alone_and_then_groups_make_the_latent_frames() -> None:
 def test_a_bucket_that_the_stride_does_not_divide_is_refused_by_the_side_at_fault(bucket: str, named: str) -> None:
     with pytest.raises(ValueError, match=f"{bucket}.*{named}"):
         latent_shape(Bucket.parse(bucket), (4, 8, 8))
+
+
+WIDE, SQUARE, TALL, LARGE, LONG = (Bucket.parse(text) for text in ("17x96x160", "17x128x128", "17x160x96", "17x192x192", "33x128x128"))
+TABLE = (WIDE, SQUARE, TALL, LARGE, LONG)
+
+
+def test_a_source_goes_to_every_bucket_that_its_pictures_fill() -> None:
+    assert fitting(1080, 1920, TABLE, one_aspect=False) == TABLE
+    assert fitting(144, 176, TABLE, one_aspect=False) == (WIDE, SQUARE, LONG)
+    assert fitting(100, 100, TABLE, one_aspect=False) == ()
+
+
+def test_of_several_aspects_the_one_that_crops_least_is_chosen_per_resolution_and_length() -> None:
+    assert fitting(1080, 1920, TABLE, one_aspect=True) == (WIDE, LARGE, LONG)
+    assert fitting(1920, 1080, TABLE, one_aspect=True) == (TALL, LARGE, LONG)
+    assert fitting(1000, 1000, TABLE, one_aspect=True) == (SQUARE, LARGE, LONG)
+    assert fitting(140, 300, TABLE, one_aspect=True) == (WIDE, LONG)
+    assert fitting(100, 160, TABLE, one_aspect=True) == (WIDE,)
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_one_aspect_leaves_out_only_what_another_of_that_resolution_takes(height: int, width: int) -> None:
+    everything, some = (fitting(height, width, TABLE, one_aspect=choice) for choice in (False, True))
+    assert set(some) <= set(everything)
+    assert all(any(kept(height, width, other) >= kept(height, width, bucket) for other in some) for bucket in everything)

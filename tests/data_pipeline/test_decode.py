@@ -1,4 +1,3 @@
-import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from data_pipeline.decode import DecodeError, Picture, Resizer, VideoFile
 
-from .conftest import moving_frames
+from .conftest import moving_frames, write_turned
 
 Writer = Callable[..., Path]
 
@@ -53,13 +52,7 @@ def test_a_single_frame_and_odd_sizes_decode(write_video: Writer) -> None:
 def test_a_rotated_file_is_turned_upright(write_video: Writer, matrix: tuple[int, ...], turns: int) -> None:
     frames = moving_frames(2, 32, 64)
     path = write_video(frames)
-    plain = [struct.pack(">i", value << 16) for value in (1, 0, 0, 1)]
-    turned = [struct.pack(">i", value << 16) for value in matrix]
-    box = path.read_bytes()
-    at = box.index(b"tkhd") + 44  # a b u c d v x y w, of which a b c d rotate
-    assert box[at : at + 8] == plain[0] + plain[1]
-    box = box[:at] + turned[0] + turned[1] + box[at + 8 : at + 12] + turned[2] + turned[3] + box[at + 20 :]
-    path.write_bytes(box)
+    write_turned(path, matrix)
     picture = decoded(path)[0][0]
     expected = np.rot90(frames[0], turns)
     assert (picture.height, picture.width) == expected.shape[:2]

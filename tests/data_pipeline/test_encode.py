@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import encode, manifest
 from data_pipeline.clips import SourceClips, clips_of
-from data_pipeline.encode import encode_chunk, held_out_ids, plan_chunks, sample_for_fit
+from data_pipeline.encode import decode_source, encode_chunk, held_out_ids, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.records import HELD_OUT, TRAIN, SourceRecord
 from data_pipeline.sources import Source, list_sources
@@ -129,13 +129,21 @@ def deadly_clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips:
 
 
 @pytest.mark.timeout(120)
-def test_a_source_whose_decoding_kills_is_found_and_fails_alone(encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_whose_decoding_kills_is_an_outcome_of_careful_decoding(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "_clips_or_failure", deadly_clips_or_failure)
-    chunk = next(c for c in plan_chunks(encoded.sources, encoded.spec) if any(s.name == "clip-00002.mp4" for s in c.sources))
-    record = encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path, careful=True)
-    assert {s.name: s.reason for s in record.sources if s.status != "ok"} == {"clip-00002.mp4": "decoding it kills the process"}
-    assert record.clips
-    assert encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path) == record
+    deadly, harmless = (next(s for s in encoded.sources if s.name == f"clip-{number:05d}.mp4") for number in (2, 3))
+    with pytest.raises(StopIteration) as end:
+        next(decode_source(deadly, encoded.spec, careful=True))
+    assert (end.value.value.status, end.value.value.reason) == ("failed", "decoding it kills the process (SIGKILL, 3 times)")
+    assert next(decode_source(harmless, encoded.spec, careful=True))
+
+
+def test_small_pieces_give_the_same_bytes(encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "PIECE_BYTES", 1)
+    assert len(list(decode_source(encoded.sources[0], encoded.spec))) == 6
+    for chunk in plan_chunks(encoded.sources, encoded.spec):
+        encode_chunk(chunk, encoded.spec, encoded.tokenizer, encoded.text, tmp_path)
+    assert bytes_by_name(tmp_path).items() <= bytes_by_name(encoded.dataset.folder).items()
 
 
 def test_the_sample_for_fitting_comes_from_train_sources_alone(encoded: Encoded) -> None:

@@ -1,15 +1,21 @@
 import itertools
 import shutil
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline import order
 from data_pipeline.clips import clips_of
 from data_pipeline.errors import UserError
-from data_pipeline.loader import open_dataset, prefetch
+from data_pipeline.loader import Dataset, MixedBatches, open_dataset, prefetch
+from data_pipeline.order import Mixture
+from data_pipeline.shards import Sample, write_shard
 
 from .conftest import Encoded
 
@@ -45,6 +51,15 @@ def test_normalised_train_latents_have_zero_mean_and_unit_scale(encoded: Encoded
     values = np.concatenate([b.fetch(range(len(b))).latents[:, 1:].reshape(-1, 16) for b in batches])
     np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-3)
     assert np.sqrt(values.var(axis=0).mean()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_batch_is_normalised_to_the_bit_as_the_manifest_says(encoded: Encoded) -> None:
+    samples = encoded.dataset.split("9x48x48", "train", seed=0)
+    batch = samples.fetch(range(8))
+    for item in range(8):
+        shard, row = samples._place(item)
+        raw = samples._reader(shard).latent(row)
+        np.testing.assert_array_equal(batch.latents[item], encoded.dataset.normalise(np.moveaxis(raw, 1, -1)))
 
 
 def test_epochs_hold_every_sample_once_and_batches_wrap_over_their_end(encoded: Encoded) -> None:
@@ -91,6 +106,73 @@ def test_another_data_sets_tokenizer_is_refused(encoded: Encoded, tmp_path: Path
     other.save(tmp_path / "tokenizer")
     with pytest.raises(UserError, match="another data set's tokenizer"):
         _ = open_dataset(tmp_path).tokenizer
+
+
+@pytest.fixture(scope="module")
+def large(encoded: Encoded, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A data set of 10^7 samples in 10^4 shards, all of which are one file under many names."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(1, 64)).astype(np.float32)
+    latents = rng.normal(size=(1000, 2, 16, 4, 4)).astype(np.float32)
+    entry = write_shard(
+        folder / "5x32x32", "shard-000000", (Sample(f"{n:016x}-0000", latent, texts, {"caption": ""}) for n, latent in enumerate(latents))
+    )
+    entries = tuple(replace(entry, name=f"shard-{number:06d}") for number in range(10_000))
+    for other in entries[1:]:
+        for suffix in ("tar", "idx"):
+            (folder / "5x32x32" / f"{other.name}.{suffix}").hardlink_to(folder / "5x32x32" / f"{entry.name}.{suffix}")
+    manifest = replace(encoded.dataset.manifest, buckets={"5x32x32": {"train": entries, "held_out": ()}})
+    return Dataset(folder, manifest, "large")
+
+
+def test_ten_million_samples_are_sought_with_flat_memory_and_the_work_of_one_window(
+    large: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_at_once: list[int] = []
+    permutation = order._permutation
+
+    def counted(size: int, *key: int | str) -> order.Indices:
+        sorted_at_once.append(size)
+        return permutation(size, *key)
+
+    monkeypatch.setattr(order, "_permutation", counted)
+    samples = large.split("5x32x32", "train", seed=0)
+    assert len(samples) == 10**7
+    jumps = np.random.default_rng(1).integers(0, len(samples), 150).tolist()
+    tracemalloc.start()
+    try:
+        samples.fetch(jumps[:50])
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for position in jumps[50:]:
+            samples.fetch([position])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < before + 10e6
+    assert peak < 30e6
+    assert sorted(set(sorted_at_once)) == [4000, 10_000]  # the samples of one window; once per epoch, the shards
+    assert sorted_at_once.count(10_000) == 1
+
+
+def test_a_mixture_of_sets_walks_each_of_them_without_a_gap_from_any_step(encoded: Encoded) -> None:
+    sets = tuple(encoded.dataset.split(bucket, "train", 0) for bucket in encoded.dataset.manifest.buckets)
+    mixed = MixedBatches(sets, (4, 2), Mixture((2.0, 1.0), 0))
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(100):
+        chosen, positions = mixed.at(step)
+        seen[sets.index(chosen)] += positions
+    assert all(positions == list(range(len(positions))) for positions in seen.values())
+    assert [len(seen[number]) for number in (0, 1)] == [67 * 4, 33 * 2]
+    chosen, positions = mixed.at(57)  # a run that starts again knows the step alone
+    assert len(chosen.fetch(positions).keys) == len(positions)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_prefetching_with_any_number_of_threads_keeps_the_order(threads: int) -> None:
+    results = prefetch(range(30), lambda number: (time.sleep(0.003 * (number % 3)), number)[1], depth=4, threads=threads)
+    assert list(results) == list(range(30))
 
 
 def test_prefetching_keeps_the_order_and_stays_a_few_requests_ahead() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from data_pipeline import manifest
 from data_pipeline.buckets import Bucket
 from data_pipeline.errors import UserError
+from data_pipeline.filters import FilterThresholds
 from data_pipeline.manifest import LatentStatistics, denormalise, normalise
 from data_pipeline.records import TRAIN, ChunkRecord, LatentSums, SourceRecord
 
-from .conftest import SPEC, Encoded
+from .conftest import SPEC, Encoded, encode_folder
 
 
 def build(records: list[ChunkRecord]) -> manifest.Manifest:
@@ -40,6 +42,45 @@ def test_statistics_are_those_of_the_train_latents(encoded: Encoded) -> None:
         values = np.concatenate([latents[:, part].reshape(-1, SPEC.channels) for latents in raw])
         np.testing.assert_allclose(values.mean(axis=0), statistics.mean[kind], atol=1e-4)
         np.testing.assert_allclose(values.std(axis=0), statistics.std[kind], rtol=1e-4)
+
+
+def test_latent_statistics_are_those_of_all_frames_per_channel(encoded: Encoded) -> None:
+    sets = [encoded.dataset.split(bucket.id, "train", seed=0) for bucket in SPEC.buckets]
+    raw = [encoded.dataset.denormalise(samples.fetch(range(len(samples))).latents) for samples in sets]
+    values = np.concatenate([latents.reshape(-1, SPEC.channels) for latents in raw])
+    mean, std = encoded.dataset.latent_statistics
+    assert mean.dtype == std.dtype == np.float32
+    np.testing.assert_allclose(values.mean(axis=0), mean, atol=1e-4)
+    np.testing.assert_allclose(values.std(axis=0), std, rtol=1e-4)
+
+
+def test_near_duplicates_over_the_whole_set_are_excluded_by_name_and_never_read(synthetic_videos: Path, tmp_path: Path) -> None:
+    """A copy of a train clip under another name, one of a held-out clip, and a re-encoded one: each clip is left once."""
+    videos = tmp_path / "videos"
+    shutil.copytree(synthetic_videos, videos)
+    spec = replace(SPEC, thresholds=FilterThresholds(duplicate_bits=10))
+    alone = encode_folder(videos, tmp_path / "alone", spec).dataset
+    for number in (1, 5):
+        shutil.copy(videos / f"clip-{number:05d}.mp4", videos / f"copy-{number}.mp4")
+    made = encode_folder(videos, tmp_path / "copies", spec)
+    assert made.dataset.manifest.sources.total == 14
+    for bucket in ("5x32x32", "9x48x48"):
+        clips = [{split: data.manifest.clips(bucket, split) for split in ("train", "held_out")} for data in (alone, made.dataset)]
+        assert sum(clips[0].values()) == sum(clips[1].values())
+        hashes = [value for record in made.records for source in record.sources for value in source.hashes[bucket]]
+        excluded = sum(len(rows) for shard in made.dataset.manifest.exclusions[bucket].values() for rows in shard.values())
+        assert len(hashes) - excluded == sum(clips[1].values())
+        keys = {made.dataset.split(bucket, split, 0).sample_key(n) for split in clips[1] for n in range(clips[1][split])}
+        assert len(keys) == sum(clips[1].values())
+    assert manifest.read(made.dataset.folder) == made.dataset.manifest
+
+
+def test_excluded_rows_are_skipped_and_the_others_keep_their_order(encoded: Encoded) -> None:
+    shard = encoded.dataset.manifest.buckets["5x32x32"]["train"][0]
+    excluded = replace(encoded.dataset.manifest, exclusions={"5x32x32": {shard.name: {"duplicate": [0, 3], "removed": [3, 5]}}})
+    assert list(excluded.rows(shard)) == [row for row in range(shard.count) if row not in (0, 3, 5)]
+    assert excluded.clips("5x32x32", "train") == encoded.dataset.manifest.clips("5x32x32", "train") - 3
+    assert excluded.clips("9x48x48", "train") == encoded.dataset.manifest.clips("9x48x48", "train")
 
 
 def test_normalising_centres_channels_and_keeps_their_relative_sizes() -> None:
@@ -105,5 +146,5 @@ def test_the_fingerprint_follows_inputs_and_settings_but_not_places_or_times(enc
 
 def test_the_file_is_plain_json_that_people_can_read(encoded: Encoded) -> None:
     value = json.loads((encoded.dataset.folder / "manifest.json").read_text())
-    assert (value["schema"], value["generation"], value["spec"]["buckets"]) == (1, 0, ["5x32x32", "9x48x48"])
+    assert (value["schema"], value["generation"], value["spec"]["buckets"]) == (2, 0, ["5x32x32", "9x48x48"])
     assert value["buckets"]["5x32x32"]["train"][0]["name"] == "shard-000000"

@@ -1,3 +1,4 @@
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from data_pipeline.shards import Sample, ShardError, ShardReader, from_bfloat16, is_intact, to_bfloat16, write_shard
+from data_pipeline.shard_index import ShardError
+from data_pipeline.shard_reader import ShardReader
+from data_pipeline.shards import Sample, from_bfloat16, is_intact, to_bfloat16, write_shard
 
 
 def samples(count: int = 5) -> list[Sample]:
@@ -72,6 +75,35 @@ def test_a_lost_or_foreign_index_is_rebuilt_from_the_tar(tmp_path: Path, index: 
     path = tmp_path / "shard-000000.idx"
     path.unlink() if index is None else path.write_bytes(index)
     check(ShardReader(tmp_path / "shard-000000.tar"))
+
+
+@pytest.mark.parametrize("part", ["latent", "text", "json"])
+def test_a_bit_flipped_in_any_part_is_found_by_its_checksum_and_named(tmp_path: Path, part: str) -> None:
+    write_shard(tmp_path, "shard-000000", samples())
+    path = tmp_path / "shard-000000.tar"
+    with tarfile.open(path) as tar:
+        member = next(member for member in tar if member.name.startswith(samples()[2].key) and part in member.name)
+    data = bytearray(path.read_bytes())
+    data[member.offset_data + member.size - 3] ^= 1 << 5
+    path.write_bytes(data)
+    reader = ShardReader(path)
+    read = {"latent": reader.latent, "text": reader.text, "json": reader.meta}[part]
+    for row in (0, 1, 3, 4):
+        read(row)
+    with pytest.raises(ShardError, match=rf"shard-000000\.tar is damaged: the \w+ of sample {samples()[2].key} differs from its checksum"):
+        read(2)
+
+
+def test_a_bit_flipped_in_a_shard_whose_index_is_lost_is_found_by_the_manifest(tmp_path: Path) -> None:
+    entry = write_shard(tmp_path, "shard-000000", samples())
+    path = tmp_path / "shard-000000.tar"
+    path.with_suffix(".idx").unlink()
+    check(ShardReader(path, entry))
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar is not the one that the manifest lists"):
+        ShardReader(path, entry)
 
 
 def test_a_damaged_or_missing_shard_is_named(tmp_path: Path) -> None:

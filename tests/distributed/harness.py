@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOAD = ["torch.distributed", "trainer.process", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
+PRELOAD = ["torch.distributed", "trainer.process", "trainer.parallel.layers", "torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
 
 
 class RankFailed(Exception):

@@ -74,6 +74,19 @@ def test_a_killed_fine_tuning_goes_on_as_if_nothing_had_happened(
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "layout"), [(FROZEN, {"tp": 2, "megatron_sp": True}), (FROZEN, {"zero": 3}), (LORA, {"zero": 3})], ids=str
+)
+def test_losses_do_not_depend_on_the_layout(
+    method: dict[str, Any], layout: dict[str, Any], base: tuple[Path, list[float]], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    config = finetune(base[0], **method)
+    parallel = RunConfig.model_validate(config.model_dump() | {"parallel": layout})
+    one, two = (train_on(world, tmp_path / str(world), tiny_dataset, each) for world, each in ((1, config), (2, parallel)))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=1e-4)
+
+
 @pytest.mark.parametrize("method", [FROZEN, LORA], ids=["frozen parts", "LoRA"])
 def test_a_commit_holds_what_is_trained_and_sampling_and_export_the_rest_too(
     method: dict[str, Any], base: tuple[Path, list[float]], tiny_dataset: Path, tmp_path: Path

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.harness import RankFailed, run_ranks
-from tests.distributed.training import NAN_POSITION, recipe, stage, train
+from tests.distributed.training import recipe, stage, train
 from trainer import lease
 from trainer.checkpoint.commit import commits, last_commit
 from trainer.config import RunConfig
@@ -111,17 +111,3 @@ def test_stages_follow_each_other_from_their_commits(tiny_dataset: Path, tmp_pat
     assert [event["step"] for event in read_events(run) if event["event"] == "commit"] == [4, 7], "each stage ends with one commit"
     newest = commits(run)[0].state
     assert (newest.stage, newest.samples) == (2, {"5x32x32": 4 * 39, "9x32x32": 3 * 39})
-
-
-def test_a_step_with_a_nan_is_skipped_alike_whatever_the_layout(tiny_dataset: Path, tmp_path: Path) -> None:
-    layouts = [(1, 1), (2, 1), (2, 0)]
-    runs = [
-        train_on(world, tmp_path / f"{world}-{zero}", tiny_dataset, recipe(STAGES, zero=zero), "a sample is NaN") for world, zero in layouts
-    ]
-    for lines in runs:
-        assert [line["step"] for line in lines if line["skipped"]] == [NAN_POSITION // 39 + 1]
-        assert [line["step"] for line in lines if line["loss"] is None] == [NAN_POSITION // 39 + 1]
-        assert largest_relative_difference(lines, runs[0]) <= 1e-5
-    newest = last_commit(tmp_path / "2-1")
-    assert newest is not None
-    assert newest.state.skipped == (NAN_POSITION // 39,)

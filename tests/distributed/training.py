@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,10 +21,11 @@ from data_pipeline.loader import Batch, SampleSet
 from model.config import SIZES, ModelConfig
 from tests.model.conftest import awake
 from trainer import lease, process
-from trainer.checkpoint.commit import resume_point
+from trainer.checkpoint.commit import last_commit, resume_point
 from trainer.config import RunConfig
 from trainer.engine import Engine
 from trainer.metrics import read_metrics
+from trainer.sections import ParallelSection
 
 SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_depth=2)
 
@@ -31,8 +33,10 @@ SIZES["tiny"] = ModelConfig(width=32, depth=2, heads=2, head_width=24, head_dept
 def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
     """A tiny recipe that tests can trust to notice mistakes: high learning rate, no warm-up, clipping always active."""
     settings = {
-        "lr": 2e-3,
+        "lr": 1e-3,
         "clip": 0.05,
+        "conditions": ("fps", "motion"),
+        "context_noise": 0.2,
         "ema": 0.9,
         "micro_batch": 20,
         "evaluate_every": 8,
@@ -40,12 +44,17 @@ def recipe(stages: list[dict[str, Any]], **train: Any) -> RunConfig:
         "commit_every": 100,
         **train,
     }
-    zero = settings.pop("zero", 1)
+    parallel = (
+        {"zero": 1} | settings.pop("parallel", {}) | {key: settings.pop(key) for key in ParallelSection.model_fields if key in settings}
+    )
+    sections = {name: settings.pop(name, {}) for name in ("guard", "profile")}
+    heads = settings.pop("heads", None)
     return RunConfig.model_validate(
         {
-            "model": {"size": "tiny"},
+            "model": {"size": "tiny", "heads": heads},
             "train": settings,
-            "parallel": {"zero": zero},
+            **sections,
+            "parallel": parallel,
             "curriculum": {"stages": stages},
             "run": {"name": "test"},
         }
@@ -72,17 +81,30 @@ def train(
 ) -> list[dict[str, Any]]:
     """One generation of one stage on this rank; returns all lines of metrics.jsonl. `plant` names a mistake, `die_at` a step to die in."""
     torch.set_num_threads(1)
-    sleeping, found = process.initial_model, resume_point(run)
-    payload = {"config": config.model_dump(), "run": str(run), "dataset": str(dataset), "commit": str(found.folder) if found else None}
-    group = {"rank": rank, "world": world, "host": host, "port": port, "generation": lease.current(run), "threads": 1}
+    group = {"rank": rank, "world": world, "host": host, "port": port}
 
     def report(message: dict[str, Any]) -> None:
-        if message["step"] == die_at:
+        if message["kind"] == "step" and message["step"] == die_at:
+            while last_commit(run) is None:  # being written beside the steps that follow it
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with patch.object(process, "initial_model", lambda *given: awake(sleeping(*given))), planted(plant, rank):
-        process.run(payload | group, report, listener)
+    with awake_model(), planted(plant, rank):
+        process.run(payload(config, run, dataset) | group, report, listener)
     return read_metrics(run)
+
+
+def payload(config: RunConfig, run: Path, dataset: Path) -> dict[str, Any]:
+    """What the controller would send for the generation drawn last."""
+    found = resume_point(run).commit
+    where = {"run": str(run), "dataset": str(dataset), "commit": str(found.folder) if found else None}
+    return {"config": config.model_dump(), "generation": lease.current(run), "threads": 1, **where}
+
+
+def awake_model() -> Any:
+    """Initial models without blind spots."""
+    sleeping = process.initial_model
+    return patch.object(process, "initial_model", lambda *given: awake(sleeping(*given)))
 
 
 def planted(name: str, rank: int) -> Any:
@@ -95,20 +117,35 @@ def planted(name: str, rank: int) -> Any:
         return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * (1.02 if rank else 0.98)))
     if name == "gradient scaled":
         return patch.object(Engine, "backward", lambda self, loss: BACKWARD(self, loss * 2))
+    if name == "a gradient spikes":
+        return patch.object(Engine, "backward", spiking_backward)
     if name == "padding counts":
         return patch.object(trainer.loop, "weighted_losses", lambda engine, batch: engine.losses(batch.inputs))
-    if name == "a sample is NaN":
-        return patch.object(SampleSet, "fetch", fetch_with_a_nan)
+    if name in BAD_SAMPLES:
+        return patch.object(SampleSet, "fetch", fetch_with_nan(BAD_SAMPLES[name]))
     assert not name, f"unknown mistake {name}"
     return contextlib.nullcontext()
 
 
-def fetch_with_a_nan(self: SampleSet, positions: Sequence[int]) -> Batch:
-    """The samples, but the one at NAN_POSITION of the stream is full of NaN."""
-    batch = FETCH(self, positions)
-    batch.latents[[position == NAN_POSITION for position in positions]] = np.nan
-    return batch
+def spiking_backward(self: Engine, loss: torch.Tensor) -> None:
+    """The gradient is a thousand times too large in the step that NAN_POSITION belongs to."""
+    BACKWARD(self, loss * (1e3 if self.deepspeed.global_steps == NAN_POSITION // 39 else 1))
+
+
+def fetch_with_nan(bad: range) -> Callable[[SampleSet, Sequence[int]], Batch]:
+    """The samples, but those at some positions of the stream are full of NaN."""
+
+    def fetch(self: SampleSet, positions: Sequence[int]) -> Batch:
+        batch = FETCH(self, positions)
+        batch.latents[[position in bad for position in positions]] = np.nan
+        return batch
+
+    return fetch
 
 
 ORDER, BACKWARD, FETCH = trainer.batches.keyed_generator, Engine.backward, SampleSet.fetch
 NAN_POSITION = 250
+BAD_SAMPLES = {
+    "a sample is NaN": range(NAN_POSITION, NAN_POSITION + 1),
+    "three steps are NaN": range(6 * 39, 9 * 39),
+}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.curriculum import Promotion, RunState, promotion_reason
+from trainer.guard import GuardState
 
 
 def state(stage_step: int, *held_out: float) -> RunState:
@@ -44,7 +45,7 @@ def test_a_rule_that_cannot_be_is_refused(fields: dict[str, int], message: str) 
 def test_steps_add_up(steps: list[tuple[str, int, bool]]) -> None:
     now = RunState()
     for bucket, samples, skipped in steps:
-        now = now.stepped({bucket: samples}, skipped)
+        now = now.stepped({bucket: samples}, skipped, GuardState())
     assert (now.step, now.stage_step) == (len(steps), len(steps))
     assert now.samples == {
         name: sum(n for bucket, n, _ in steps if bucket == name) for name in dict.fromkeys(bucket for bucket, _, _ in steps)

@@ -12,8 +12,8 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.videomar import VideoMAR
-from trainer.config import TrainSection
 from trainer.optimizer import adamw, learning_rate, parameter_groups
+from trainer.sections import TrainSection
 
 CONFIG = ModelConfig(width=32, depth=2, heads=2, latent_channels=4, text_width=6, text_tokens=5, head_width=16, head_depth=2)
 

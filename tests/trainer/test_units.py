@@ -63,3 +63,16 @@ def test_a_stage_fixes_tokens_so_longer_clips_mean_fewer_samples() -> None:
 def test_too_few_samples_for_the_workers_are_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match="3 samples per step cannot be spread over 4 workers; raise its tokens_per_step"):
         plan_layout("long", 3, 4, 8, 1)
+
+
+@pytest.mark.parametrize(("tp", "sp", "cut", "dp"), [(2, 1, False, 4), (2, 2, True, 2), (1, 8, False, 1), (1, 1, True, 8)])
+def test_ranks_that_share_a_sample_are_one_replica(tp: int, sp: int, cut: bool, dp: int) -> None:
+    layout = plan_layout("s", 64, 8, 8, 2, tp, sp, cut)
+    assert (layout.dp, layout.tp, layout.sp, layout.zero) == (dp, tp, sp, 2)
+    assert layout.megatron_sp == (cut and tp > 1), "one rank has nobody to cut the tokens with"
+    assert usable(9, [64], tp * sp) == 8
+
+
+def test_workers_that_do_not_fill_their_replicas_are_refused() -> None:
+    with pytest.raises(UserError, match=r"6 workers are not a multiple of parallel\.tp=2 x parallel\.sp=2"):
+        plan_layout("s", 64, 6, 8, 1, 2, 2)

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from data_pipeline.errors import UserError
 from trainer import weights
-from trainer.config import InitSection, RunConfig, load
+from trainer.config import RunConfig, load
+from trainer.sections import InitSection
 from trainer.weights import Match, checksum, files_of, match, renamed, rules_of, stored_shapes, summary
 
 SHAPES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([(1,), (2, 3)]))

@@ -1,24 +1,25 @@
 """Commits on disk: checkpoints/step-00000120/<generation>/..., made valid by a small marker that is written last.
 
-A commit is chosen by the newest step, then the newest generation; a folder without a marker, or whose files do not have the sizes
-the marker lists, is passed over. A writer whose generation is no longer the newest may not write a marker.
+A commit is chosen by the newest step, then the newest generation; one without a marker, with damaged files or of a stale writer is
+passed over. A writer whose generation is no longer the newest may not write a marker.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
+from trainer.checkpoint.files import FileRecord, has_sizes, is_sound, remove_folder, write_durably
 from trainer.curriculum import RunState
+from trainer.events import read_events
 from trainer.metrics import last_step
 
 MARKER = "commit.json"
+FORMAT = 2  # of the marker and of the files it lists
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Commit:
     folder: Path
     state: RunState
     generation: int
-    dataset: str
+    dataset: str  # id of the data set that its positions count in
+    recipe: str  # hash of what the recipe's numbers depend on
     reason: str
+    permanent: bool
+    files: tuple[FileRecord, ...] = ()
 
     @property
     def name(self) -> str:
@@ -40,59 +44,45 @@ def commit_folder(run: Path, step: int, generation: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}" / f"{generation:04d}"
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """Name, bytes and SHA-256 of one data file, for the marker."""
-    with path.open("rb") as file:
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def write_marker(folder: Path, commit: Commit, files: list[dict[str, Any]], check_owner: Callable[[], None]) -> None:
+def write_marker(commit: Commit, check_owner: Callable[[], None]) -> None:
     """Make a commit valid, last of all and at once; `check_owner` raises when a newer generation owns the run."""
     check_owner()
-    marker = {
-        "generation": commit.generation,
-        "dataset": commit.dataset,
-        "reason": commit.reason,
-        "state": asdict(commit.state),
-        "files": files,
-    }
-    write_durably(folder / MARKER, json.dumps(marker, indent=1) + "\n")
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file's data, or a folder's entries, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    marker = {"format": FORMAT} | {name: value for name, value in asdict(commit).items() if name != "folder"}
+    write_durably(commit.folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
 
 def read_commit(folder: Path) -> Commit | None:
-    """The commit in a generation's folder, or None when it is torn."""
+    """The commit in a generation's folder, or None when it is torn. Raises UserError when another version wrote it."""
     try:
         marker = json.loads((folder / MARKER).read_text())
-        complete = all((folder / file["name"]).stat().st_size == file["bytes"] for file in marker["files"])
     except (OSError, ValueError):
         return None
-    state = marker["state"]
-    state |= {"held_out": tuple(state["held_out"]), "skipped": tuple(state["skipped"])}
-    return Commit(folder, RunState(**state), marker["generation"], marker["dataset"], marker["reason"]) if complete else None
+    if (found := marker.pop("format", 1)) != FORMAT:
+        raise UserError(f"{folder / MARKER} is of format {found}, this version reads {FORMAT}: continue with the version that made it")
+    files = tuple(FileRecord(**file) for file in marker.pop("files"))
+    commit = Commit(folder, RunState.from_tree(marker.pop("state")), files=files, **marker)
+    return commit if has_sizes(folder, files) else None
+
+
+def check_ids(commit: Commit, dataset: str, recipe: str) -> None:
+    """Raises UserError when a commit was made on other data or by another recipe, so that going on from it would mix the two."""
+    if commit.dataset != dataset:
+        raise UserError(
+            f"{commit.folder} was trained on data set {commit.dataset[:12]}, not on {dataset[:12]}: "
+            "the videos or the libraries that encode them have changed; choose another run.name"
+        )
+    if commit.recipe != recipe:
+        raise UserError(f"{commit.folder} was made by recipe {commit.recipe}, not by {recipe}: choose another run.name")
+
+
+def folders(run: Path) -> list[Path]:
+    """The folders of all commits, valid or not, newest first."""
+    return sorted(run.glob("checkpoints/step-*/*"), key=lambda folder: (folder.parent.name, folder.name), reverse=True)
 
 
 def commits(run: Path) -> list[Commit]:
     """Every valid commit, newest first."""
-    folders = sorted(run.glob("checkpoints/step-*/*"), key=lambda folder: (folder.parent.name, folder.name), reverse=True)
-    return [commit for folder in folders if (commit := read_commit(folder))]
+    return [commit for folder in folders(run) if (commit := read_commit(folder))]
 
 
 def last_commit(run: Path) -> Commit | None:
@@ -100,30 +90,56 @@ def last_commit(run: Path) -> Commit | None:
     return next(iter(commits(run)), None)
 
 
-def resume_point(run: Path) -> Commit | None:
-    """The commit that a start continues from: the newest whose files have their checksums and whose steps metrics.jsonl holds.
+@dataclass(frozen=True)
+class ResumePoint:
+    """The commit that a start continues from, None for the very beginning, and what newer ones were passed over for: (folder, why)."""
 
-    Steps are published before the commit that holds them, so a commit ahead of metrics.jsonl is a stale writer's.
+    commit: Commit | None
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def resume_point(run: Path, is_sound: Callable[[Path, tuple[FileRecord, ...]], bool] = is_sound) -> ResumePoint:
+    """The newest commit that is whole and not a stale writer's. `is_sound` may remember what it has read before."""
+    published, starts = last_step(run), generation_starts(read_events(run))
+    passed_over = []
+    for folder in folders(run):
+        commit = read_commit(folder)
+        if commit and (fault := fault_of(commit, published, starts, is_sound)) is None:
+            return ResumePoint(commit, tuple(passed_over))
+        passed_over.append((f"{folder.parent.name}/{folder.name}", fault if commit else "it was not finished"))
+    return ResumePoint(None, tuple(passed_over))
+
+
+def fault_of(
+    commit: Commit, published: int, starts: dict[int, int], is_sound: Callable[[Path, tuple[FileRecord, ...]], bool]
+) -> str | None:
+    """Why a commit cannot be continued from, None when it can.
+
+    Steps are published before the commit that holds them, so a commit ahead of metrics.jsonl is a stale writer's; so is one behind whose
+    step a later generation has started again.
     """
-    published = last_step(run)
-    return next((commit for commit in commits(run) if commit.state.step <= published and is_sound(commit)), None)
+    newer = [generation for generation, start in starts.items() if generation > commit.generation and start < commit.state.step]
+    if newer:
+        return f"generation {min(newer)} has taken the run back behind it"
+    if commit.state.step > published:
+        return f"metrics.jsonl ends at step {published}, before it"
+    return None if is_sound(commit.folder, commit.files) else "a file does not have its checksum"
 
 
-def is_sound(commit: Commit) -> bool:
-    """Whether every file has the checksum its marker lists."""
-    listed = json.loads((commit.folder / MARKER).read_text())["files"]
-    return all(file_record(commit.folder / file["name"]) == file for file in listed)
+def generation_starts(happened: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """The step that each generation has started from."""
+    return {event["generation"]: event["step"] for event in happened if event["event"] == "layout"}
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` commits and the torn folders older than the newest one; stage ends are kept."""
-    valid = commits(run)
-    if not valid:
-        return
-    kept = {commit.folder for commit in valid[:keep]} | {commit.folder for commit in valid if commit.reason != "periodic"}
-    newest = (valid[0].name, valid[0].folder.name)
-    for folder in run.glob("checkpoints/step-*/*"):
-        if folder not in kept and (folder.parent.name, folder.name) < newest:
-            shutil.rmtree(folder)
+def prune(run: Path, newest: Commit, keep: int) -> None:
+    """Delete all but the commit just made and the newest `keep` permanent ones up to it.
+
+    What is of a later step was gone back behind, and goes too; what is of a newer generation is not ours to delete.
+    """
+    permanent = [commit for commit in commits(run) if commit.permanent and commit.state.step <= newest.state.step]
+    kept = {newest.folder} | {commit.folder for commit in permanent[:keep]}
+    for folder in folders(run):
+        if folder not in kept and int(folder.name) <= newest.generation:
+            remove_folder(folder, MARKER)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()

@@ -1,1 +1,1 @@
-"""The commands of the command line that need no Ray: one module each, with `command(arguments, environment) -> exit code`."""
+"""The commands that need no Ray, one module each."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipeline import storage
 from data_pipeline.errors import UserError
+from data_pipeline.text import FILE as TEXT_FILE
 from model import export
 from trainer.commands.options import Options
 from trainer.events import read_events, standing
@@ -51,6 +52,8 @@ def write(trained: Trained, folder: Path, license: str) -> None:
     (folder / FILE).unlink(missing_ok=True)
     export.save(trained.model, folder)
     trained.codec.tokenizer.save(folder / CODEC_FOLDER)
+    if (trained.codec.folder / TEXT_FILE).exists():  # hashing, the default, needs none
+        storage.write_bytes(folder / CODEC_FOLDER / TEXT_FILE, (trained.codec.folder / TEXT_FILE).read_bytes())
     step = trained.training.commit.state.step
     metrics = [line for line in read_metrics(run) if int(str(line["step"])) <= step]
     happened = [event for event in standing(read_events(run)) if event.get("step", 0) <= step]

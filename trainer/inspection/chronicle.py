@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,19 @@ def sheet(run: Path, samples: Record) -> tuple[str, str] | None:
     return f"after step {samples['step']}", figure
 
 
+def trace_links(happened: Sequence[Record]) -> str:
+    """Where the traces of profiled steps are, and how much of a step was communication."""
+    parts = []
+    for event in happened:
+        if event["event"] == "profile":
+            (first, last), name = event["steps"], html.escape(Path(event["trace"]).name)
+            parts.append(
+                f"<p>Steps {first} to {last} were profiled: {event['communication_seconds']:.3f} s of communication a step; "
+                f'<a href="profile/">a trace per rank</a>, e.g. {name}, for chrome://tracing or Perfetto.</p>'
+            )
+    return "".join(parts)
+
+
 def stage_table(metrics: Sequence[Record], true_now: Sequence[Record]) -> str:
     """One row per stage: steps, last losses, why it ended."""
     rows = []
@@ -77,7 +91,7 @@ def event_table(happened: Sequence[Record]) -> str:
         if event["event"] in ("evaluation", "start"):
             continue
         details = ", ".join(f"{key} {shown(value)}" for key, value in event.items() if key not in UNTOLD)
-        rows.append([time.strftime("%H:%M:%S", time.gmtime(event["time"])), event["event"], details])
+        rows.append([time.strftime("%H:%M:%S", time.gmtime(event["time"])), event["event"], textwrap.shorten(details, 400)])
     found = table(["UTC", "event", ""], rows, "events")
     return f"<details open><summary>{len(rows)} events</summary>{found}</details>" if found else ""
 

@@ -16,8 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import TOKENIZER_FOLDER, Dataset
 from data_pipeline.manifest import LatentStatistics
 from data_pipeline.spec import EncodeSpec
-from data_pipeline.text import TextEncoder
-from data_pipeline.text.hashing import HashingText
+from data_pipeline.text import TextEncoder, load_text
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
 
@@ -50,7 +49,7 @@ class Codec:
 
 def open_codec(folder: Path, spec: EncodeSpec, statistics: LatentStatistics, tokenizer: str, text: str) -> Codec:
     """The codec saved in a folder. Raises UserError when its tokenizer or text encoder has not the fingerprint that is asked for."""
-    codec = Codec(folder, spec, load_tokenizer(folder), HashingText(spec.text_width, spec.text_tokens), statistics)
+    codec = Codec(folder, spec, load_tokenizer(folder), load_text(folder, spec), statistics)
     if codec.tokenizer.fingerprint != tokenizer:
         raise UserError(f"{folder} holds another tokenizer than the model was trained with: put the old one back or export again")
     if codec.text.fingerprint != text:

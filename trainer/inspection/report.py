@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.events import read_events, standing
 from trainer.inspection import goodput
-from trainer.inspection.chronicle import counts, data_table, event_table, samples_wall, stage_table
+from trainer.inspection.chronicle import counts, data_table, event_table, samples_wall, stage_table, trace_links
 from trainer.inspection.curves import loss_charts, speed_charts
 from trainer.inspection.page import document, section, table
 from trainer.metrics import read_metrics
@@ -37,7 +37,7 @@ def page(run: Path, metrics: Sequence[Record], happened: Sequence[Record]) -> st
         headline(metrics, happened),
         section("What does it look like now?", samples_wall(run, happened)),
         section("Is it learning?", told(goodput.verdict(metrics, true_now)) + loss_charts(metrics, true_now, happened)),
-        section("Is it fast?", speed(metrics, happened)),
+        section("Is it fast?", speed(metrics, happened) + trace_links(happened)),
         section("Stages", stage_table(metrics, true_now)),
         section("Data", data_table(happened)),
         section("What happened", event_table(happened)),

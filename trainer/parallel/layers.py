@@ -5,21 +5,26 @@ They compute; who communicates is tensor.py's plan: a layer's inputs are made wh
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from trainer.parallel.regions import leave
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that Transformer Engine and Apex are missing, once per module of it
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, set_tensor_model_parallel_attributes
+
 
 def cut(parameter: nn.Parameter, dim: int | None, group: ProcessGroup) -> nn.Parameter:
-    """This rank's equal part of a parameter along `dim` (None: all of it), marked as Megatron marks it, for DeepSpeed's norm."""
+    """This rank's equal part of a parameter along `dim` (None: all of it), marked as Megatron marks it, for DeepSpeed's norm; frozen
+    if the whole is."""
     if dim is None:
         return parameter
-    part = nn.Parameter(parameter.detach().chunk(group.size(), dim)[group.rank()].clone())
+    part = nn.Parameter(parameter.detach().chunk(group.size(), dim)[group.rank()].clone(), parameter.requires_grad)
     set_tensor_model_parallel_attributes(part, True, dim, 1)
     return part
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import deepspeed
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -24,15 +25,16 @@ class Mesh:
     place: Place
     tp_group: ProcessGroup
     sp_group: ProcessGroup
-    dp_group: ProcessGroup
-    replica_group: ProcessGroup  # dp x sp: the ranks that hold the same shard of the model; ZeRO spreads over it
+    replica_group: ProcessGroup  # dp x sp: the ranks that hold the same part of the model; ZeRO spreads over it
 
-    @property
-    def loss_group(self) -> ProcessGroup:
-        """The ranks whose losses add up to the step's, each having computed other rows."""
-        world = dist.group.WORLD
-        assert world is not None
-        return world if self.layout.megatron_sp else self.replica_group
+    def sum_losses(self, loss: Tensor) -> None:
+        """Make a rank's losses the step's, in place: the same bits on every rank, for decisions are taken on them.
+
+        Without Megatron-SP the ranks of a tensor-parallel group have all computed the same rows.
+        """
+        dist.all_reduce(loss)
+        if not self.layout.megatron_sp:
+            loss /= self.layout.tp
 
 
 def build_mesh(layout: Layout, device: str = "cpu") -> Mesh:
@@ -47,13 +49,17 @@ def build_mesh(layout: Layout, device: str = "cpu") -> Mesh:
         place=place_of(dist.get_rank(), layout),
         tp_group=mesh.get_group("tp"),
         sp_group=mesh.get_group("sp"),
-        dp_group=mesh.get_group("dp"),
         replica_group=replica.get_group(),
     )
 
 
 class DeepSpeedMesh:
-    """The names by which DeepSpeed asks for a mesh ("mpu"). Its sequence-data group is the replica group."""
+    """The names by which DeepSpeed asks for a mesh ("mpu"): a model-parallel group, and one group for all else.
+
+    It is not told of sequence parallelism: it would then partition ZeRO-3's weights over another group than its gradients, and sum over
+    the sequence group at stages 0 to 2 but average over it at stage 3. The ranks of a replica group hold the same weights and different
+    losses, and all stages average over it; the engine scales the loss by its size.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -71,31 +77,11 @@ class DeepSpeedMesh:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
-    def get_sequence_parallel_rank(self) -> int:
-        return self.mesh.place.sp_rank
-
-    def get_sequence_parallel_world_size(self) -> int:
-        return self.mesh.layout.sp
-
-    def get_sequence_parallel_group(self) -> ProcessGroup:
-        return self.mesh.sp_group
-
-    def get_sequence_data_parallel_rank(self) -> int:
+    def get_data_parallel_rank(self) -> int:
         return dist.get_rank(self.mesh.replica_group)
 
-    def get_sequence_data_parallel_world_size(self) -> int:
+    def get_data_parallel_world_size(self) -> int:
         return self.mesh.layout.dp * self.mesh.layout.sp
 
-    def get_sequence_data_parallel_group(self) -> ProcessGroup:
-        return self.mesh.replica_group
-
-    def get_data_parallel_rank(self) -> int:
-        return self.mesh.place.dp_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self.mesh.layout.dp
-
     def get_data_parallel_group(self) -> ProcessGroup:
-        """dp x sp, not dp: ZeRO-3 partitions parameters over this group and reduces gradients over the sequence-data group. With two
-        different groups it trains wrong and says nothing."""
         return self.mesh.replica_group

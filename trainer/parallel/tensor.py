@@ -71,7 +71,7 @@ def apply_tensor_parallel(model: VideoMAR, mesh: Mesh) -> None:
     # The caption is whole on every rank and enters once, for the keys and values of all blocks.
     model.text_embed.register_forward_hook(lambda module, arguments, text: enter(text, group, False))
     for name, parameter in model.named_parameters():
-        if is_partial(name, mesh.layout.megatron_sp):
+        if parameter.requires_grad and is_partial(name, mesh.layout.megatron_sp):
             parameter.register_hook(partial(summed, group=group))
 
 

@@ -1,0 +1,76 @@
+"""The two kinds of actors of the encode pool: decoders read videos and write shards, encoders turn clips into latents.
+The pool calls them; what they do is data_pipeline's."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.encode import Chunk, EncodedClip, Piece, commit_chunk, decode_source, encode_piece
+from data_pipeline.loader import tokenizer_at
+from data_pipeline.records import ChunkRecord, SourceRecord
+from data_pipeline.sources import Source
+from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import Location
+from data_pipeline.text import load_text
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What travels with a piece: its bytes, and with a source's last one the source's outcome."""
+
+    bytes: int
+    outcome: SourceRecord | None
+
+
+class Decoder:
+    """A CPU actor. It holds the source it is at: what is not asked for stays with it, and that is what bounds the queue."""
+
+    def __init__(self, spec: EncodeSpec, folder: Location) -> None:
+        self._spec, self._folder = spec, folder
+        self._pieces: Generator[Piece, None, SourceRecord] | None = None
+        self._next: Piece | SourceRecord | None = None
+
+    def start(self, source: Source, careful: bool) -> tuple[Decoded, Piece]:
+        """The first piece of a source; whatever was left of another one is dropped."""
+        self._pieces = self.decoding(source, careful)
+        self._next = self._advance()
+        return self.more()
+
+    def more(self) -> tuple[Decoded, Piece]:
+        """The next piece of the source, empty if it has no clips at all."""
+        piece: Piece = ()
+        if not isinstance(self._next, SourceRecord):
+            assert self._next is not None, "asked for more of a source that has ended"
+            piece, self._next = self._next, self._advance()
+        ended = self._next if isinstance(self._next, SourceRecord) else None
+        return Decoded(sum(item.clip.frames.nbytes for item in piece), ended), piece
+
+    def commit(self, chunk: Chunk, work: str, outcomes: list[SourceRecord], counts: list[int], *encoded: list[EncodedClip]) -> ChunkRecord:
+        """Writes a chunk. `encoded` are the pieces of all its sources in order, `counts` how many each source has."""
+        pieces = iter(encoded)
+        parts = [(outcome, [clip for _ in range(count) for clip in next(pieces)]) for outcome, count in zip(outcomes, counts, strict=True)]
+        return commit_chunk(chunk, self._spec, work, parts, self._folder)
+
+    def decoding(self, source: Source, careful: bool) -> Generator[Piece, None, SourceRecord]:
+        return decode_source(source, self._spec, careful)
+
+    def _advance(self) -> Piece | SourceRecord:
+        assert self._pieces is not None
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            return end.value
+
+
+class Encoder:
+    """A GPU or CPU actor without state: any of them can take over from any other."""
+
+    def __init__(self, spec: EncodeSpec, tokenizer_folder: Location) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer_at(tokenizer_folder)
+        self._text = load_text(tokenizer_folder, spec)
+
+    def encode(self, source: Source, piece: Piece) -> tuple[int, Sequence[EncodedClip]]:
+        """(clips, the clips encoded) of one piece."""
+        return len(piece), encode_piece(piece, source, self._spec, self._tokenizer, self._text)

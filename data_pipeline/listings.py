@@ -1,0 +1,169 @@
+"""What there is in each kind of place that videos come from: a folder, a glob, a table, tars, a Hugging Face data set, an S3
+prefix. sources.py calls it; it opens no video. Each listing yields entries one by one."""
+
+import csv
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_pipeline import storage
+from data_pipeline.errors import UserError
+from data_pipeline.members import open_table
+from data_pipeline.storage import S3Path
+
+VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+TABLES = (".csv", ".jsonl", ".parquet")
+CAPTIONS, LICENCES, FILES = ("caption", "text"), ("licence", "license"), ("file", "video", "path", "image")
+BATCH_ROWS = 4096  # of a table, read at once
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`name` is relative to what was listed, in posix form; `member` as open_video takes it; caption None: not told."""
+
+    name: str
+    path: str
+    member: str = ""
+    caption: str | None = None
+    licence: str = ""
+
+
+def list_entries(place: str, images: bool) -> Iterator[Entry]:
+    """The videos, and if `images` the stills, at a place. Raises UserError when there is no such place."""
+    suffixes = VIDEOS | IMAGES if images else VIDEOS
+    root = Path(place)
+    if place.startswith("s3://"):
+        return _s3(place, suffixes)
+    if root.is_file():
+        if root.suffix in TABLES:
+            return _table(root)
+        return _tar(root, root.name, suffixes) if root.suffix == ".tar" else iter((Entry(root.name, place),))
+    if root.is_dir():
+        return _hugging_face(root) if (root / "state.json").is_file() else _files(root, root.rglob("*"), suffixes)
+    if re.search(r"[*?\[]", place):
+        return _glob(place, suffixes)
+    raise UserError(f"no folder or video at {place}: check data.videos")
+
+
+def wanted(name: str, suffixes: frozenset[str]) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def _files(root: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Entry]:
+    """Videos and, opened up, tars of videos."""
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        if wanted(name, suffixes) and path.is_file():
+            yield Entry(name, str(path))
+        elif path.suffix == ".tar" and path.is_file():
+            yield from _tar(path, name, suffixes)
+
+
+def _glob(pattern: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+    parts = Path(pattern).parts
+    fixed = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    root = Path(*parts[:fixed])
+    return _files(root, root.glob(str(Path(*parts[fixed:]))), suffixes)
+
+
+def _s3(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+    root = storage.location(place)
+    assert isinstance(root, S3Path)
+    for path, _ in storage.list_files(root):
+        name = str(path).removeprefix(str(root)).lstrip("/")
+        if wanted(name, suffixes):
+            yield Entry(name, str(path))
+
+
+def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+    """A WebDataset tar: <key>.mp4 with <key>.txt (its caption) or <key>.json (caption, licence) beside it."""
+    videos: list[Entry] = []
+    about: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key = member.name.rpartition(".")[0]
+                if member.isfile() and wanted(member.name, suffixes):
+                    videos.append(Entry(f"{name}/{member.name}", str(path), f"{member.offset_data}:{member.size}"))
+                elif member.isfile() and member.name.endswith((".txt", ".json")) and (file := tar.extractfile(member)):
+                    about.setdefault(key, {}).update(_about(file.read(), member.name))
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a tar of videos: {error}") from error
+    for video in videos:
+        yield _told(video, about.get(video.name.removeprefix(f"{name}/").rpartition(".")[0], {}))
+
+
+def _about(data: bytes, name: str) -> dict[str, Any]:
+    text = data.decode("utf-8")
+    if name.endswith(".txt"):
+        return {"caption": text}
+    value = json.loads(text)
+    return value if isinstance(value, dict) else {}
+
+
+def _table(path: Path) -> Iterator[Entry]:
+    """Rows that name files relative to the table's folder (or absolutely, or in S3), or that hold the videos themselves."""
+    if path.suffix == ".parquet":
+        yield from _columns(path, path.name)
+        return
+    for number, row in enumerate(_rows(path), start=1):
+        file = _first(row, FILES)
+        if not file:
+            raise UserError(f"table {path}, row {number}: no value in a column {' or '.join(FILES)}")
+        yield _told(_named(path, str(file)), row)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"table {path} cannot be read: {error}") from error
+
+
+def _hugging_face(root: Path) -> Iterator[Entry]:
+    """A folder that `datasets` saved: its arrow files, in the order that state.json gives."""
+    try:
+        names = [entry["filename"] for entry in json.loads((root / "state.json").read_text())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root / 'state.json'} does not list the files of a Hugging Face data set") from error
+    for name in names:
+        yield from _columns(root / name, name)
+
+
+def _columns(path: Path, name: str) -> Iterator[Entry]:
+    """Row by row; only what is said about the videos is read, not the videos."""
+    table: Any = open_table(str(path))
+    schema = getattr(table, "schema_arrow", None) or table.schema
+    file = next((column for column in FILES if column in schema.names), None)
+    if file is None:
+        raise UserError(f"table {path} has no column {' or '.join(FILES)}; it has {', '.join(schema.names)}")
+    holds_bytes = not str(schema.field(file).type).endswith("string")
+    columns = [column for column in schema.names if column in (*CAPTIONS, *LICENCES) or (column == file and not holds_bytes)]
+    batches = (
+        table.iter_batches(BATCH_ROWS, columns=columns) if hasattr(table, "iter_batches") else table.select(columns).to_batches(BATCH_ROWS)
+    )
+    rows = (row for batch in batches for row in (batch.to_pylist() if columns else [{}] * batch.num_rows))
+    for number, row in enumerate(rows):
+        entry = Entry(f"{name}/{number:08d}", str(path), f"{file}[{number}]") if holds_bytes else _named(path, str(row[file]))
+        yield _told(entry, row)
+
+
+def _named(table: Path, file: str) -> Entry:
+    file = file.strip().replace("\\", "/")
+    return Entry(file, file if file.startswith("s3://") else str(table.parent / file))
+
+
+def _told(entry: Entry, row: dict[str, Any]) -> Entry:
+    caption = _first(row, CAPTIONS)
+    return replace(entry, caption=None if caption is None else str(caption).strip(), licence=str(_first(row, LICENCES) or ""))
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)

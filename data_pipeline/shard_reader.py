@@ -1,0 +1,115 @@
+"""Random access to the samples of one shard: positional reads of a local file, ranged reads from S3 until the whole shard has
+come into the local cache. Every part that is read is checked against its checksum. The loader and `doctor` call it."""
+
+import json
+import os
+import weakref
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import storage
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_index import ShardError, ShardIndex, read_index, scan
+from data_pipeline.shards import ShardEntry, unpack
+from data_pipeline.storage import Location
+
+
+class ShardReader:
+    """One shard; safe to share between threads."""
+
+    def __init__(self, path: Location, entry: ShardEntry | None = None, cache: ShardCache | None = None) -> None:
+        """`entry` is what the manifest says of the shard; `cache` is for shards in S3. Raises ShardError naming the shard."""
+        self.path = path
+        self._entry, self._cache = entry, cache
+        self._descriptor: int | None = None
+        if isinstance(path, Path):
+            self._keep(self._open(path))
+        self._size = storage.size(path)
+        self._index = self._checked(read_index(path))
+
+    def __len__(self) -> int:
+        return len(self._index.keys)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self._index.keys
+
+    def key(self, row: int) -> str:
+        return self._index.keys[row]
+
+    def latent(self, row: int) -> np.ndarray:
+        """Raw latents float32 [T, C, h, w]."""
+        return unpack(self.read([row], ["latent"])[0]["latent"])
+
+    def text(self, row: int) -> np.ndarray:
+        """Text vectors float32 [k, E], of true length."""
+        return unpack(self.read([row], ["text"])[0]["text"])
+
+    def meta(self, row: int) -> dict[str, Any]:
+        return json.loads(bytes(self.read([row], ["meta"])[0]["meta"]))
+
+    def read(self, rows: Sequence[int], parts: Sequence[str] = ("latent", "text")) -> list[dict[str, memoryview]]:
+        """The bytes of some parts of each row; one read per row, all rows at once from S3. Raises ShardError naming a damaged sample."""
+        spans = [self._span(row, parts) for row in rows]
+        return [self._cut(data, start, row, parts) for data, (start, _), row in zip(self._bytes(spans), spans, rows, strict=True)]
+
+    def _span(self, row: int, parts: Sequence[str]) -> tuple[int, int]:
+        """(offset, bytes) of the stretch that holds the parts; parts of one sample are neighbours in the tar."""
+        places = [self._index.places[part][row] for part in parts]
+        start = min(int(place[0]) for place in places)
+        return start, max(int(place[0] + place[1]) for place in places) - start
+
+    def _bytes(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        descriptor = self._local_descriptor()
+        if descriptor is None:
+            return storage.read_ranges(self.path, spans)
+        return [os.pread(descriptor, size, offset) for offset, size in spans]
+
+    def _cut(self, data: bytes, start: int, row: int, parts: Sequence[str]) -> dict[str, memoryview]:
+        found = {}
+        for part in parts:
+            offset, size, crc = self._index.places[part][row].tolist()
+            found[part] = memoryview(data)[offset - start : offset - start + size]
+            if zlib.crc32(found[part]) != crc:
+                what = f"the {part} of sample {self.key(row)} differs from its checksum"
+                raise ShardError(f"shard {self.path} is damaged: {what}; encode the data set again")
+        return found
+
+    def _local_descriptor(self) -> int | None:
+        """Of the local file, or of the cached copy once it has come."""
+        if self._descriptor is None and self._cache and self._entry and (copy := self._cache.open(self._entry)) is not None:
+            self._keep(copy)
+        return self._descriptor
+
+    def _open(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"shard {self.path} cannot be opened: {error.strerror}") from error
+
+    def _keep(self, descriptor: int) -> None:
+        weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+
+    def _checked(self, index: ShardIndex | None) -> ShardIndex:
+        """The index if it is the tar's own, or one made from the tar."""
+        if index is None or index.bytes != self._size or (self._entry and index.sha256 != self._entry.sha256):
+            index = self._rebuilt()
+        if self._entry and (index.sha256, len(index.keys)) != (self._entry.sha256, self._entry.count):
+            raise ShardError(
+                f"shard {self.path} is not the one that the manifest lists ({len(index.keys)} samples, not {self._entry.count}, "
+                "or another checksum): encode the data set again"
+            )
+        return index
+
+    def _rebuilt(self) -> ShardIndex:
+        if isinstance(self.path, Path):
+            return scan(self.path, str(self.path))
+        if self._size is None:
+            raise ShardError(f"shard {self.path} cannot be opened: No such file or directory")
+        with storage.local_copy(self.path) as copy:
+            return scan(copy, str(self.path))

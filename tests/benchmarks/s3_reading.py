@@ -1,0 +1,81 @@
+"""Reading a data set from S3 through the loader and its cache against a plain loop of ranged GETs of the same shards.
+`python -m tests.benchmarks.s3_reading`; RadosGW where it is installed, else moto, in processes of their own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import boto3
+
+from data_pipeline import storage
+from data_pipeline.loader import Dataset
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shards import shard_path
+from data_pipeline.storage import S3Path
+from tests.benchmarks import loader
+from tests.benchmarks.machine import publish
+from tests.radosgw import KEY, SECRET, RadosGateway, is_installed
+from tests.s3 import S3Server, new_bucket, pointed_at
+
+RANGE, PAIRS = 8 << 20, 5
+
+
+def plain(dataset: Dataset) -> float:
+    """Seconds of nothing but ranged GETs, one after the other."""
+    client = boto3.session.Session().client("s3")
+    started = time.perf_counter()
+    for entry in dataset.manifest.buckets[loader.BUCKET.id]["train"]:
+        path = shard_path(dataset.folder, entry)
+        assert isinstance(path, S3Path)
+        for first in range(0, entry.bytes, RANGE):
+            last = min(first + RANGE, entry.bytes) - 1
+            body = client.get_object(Bucket=path.bucket, Key=path.key, Range=f"bytes={first}-{last}")["Body"].read()
+            assert len(body) == last - first + 1
+    return time.perf_counter() - started
+
+
+def ours(dataset: Dataset) -> float:
+    """Seconds of an epoch of batches with an empty cache: fetched, verified, decoded, collated."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ShardCache(Path(folder), 1 << 30)
+        seconds = loader.ours(Dataset(dataset.folder, dataset.manifest, dataset.id, cache), 2)
+        cache.close()
+    return seconds
+
+
+def measure(name: str) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        folder, target = Path(local), new_bucket() / "set"
+        entries = tuple(
+            loader.write_shard(folder / loader.BUCKET.id, f"shard-{n:06d}", loader.samples(n, loader.PER_SHARD, (5, 16, 24, 24)))
+            for n in range(loader.SHARDS)
+        )
+        storage.copy_tree(folder, target, last="")
+    dataset = Dataset(target, loader.dataset_of(Path(), entries).manifest, "benchmark")
+    found = [(plain(dataset), ours(dataset)) for _ in range(PAIRS)]
+    one, two = median(pair[0] for pair in found), median(pair[1] for pair in found)
+    size = sum(entry.bytes for entry in entries)
+    rates = {"loader_bytes_per_second": size / two, "ranged_get_bytes_per_second": size / one}
+    publish({"benchmark": "s3_reading", "ratio": one / two, "gate": 0.8, "server": name, "bytes": size, **rates})
+
+
+def main() -> None:
+    if is_installed():
+        with tempfile.TemporaryDirectory(prefix="vm-rgw-") as folder:
+            gateway = RadosGateway(Path(folder))
+            try:
+                with pointed_at(gateway.endpoint, KEY, SECRET):
+                    measure("radosgw")
+            finally:
+                gateway.stop()
+    else:
+        server = S3Server()
+        with pointed_at(server.endpoint):
+            measure("moto")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline import s3, storage
+from data_pipeline.loader import Dataset, open_dataset
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_index import ShardError
+from data_pipeline.shard_reader import ShardReader
+from data_pipeline.shards import ShardEntry, shard_path, write_shard
+from data_pipeline.storage import S3Path
+from tests.s3 import S3Server
+
+from .conftest import Encoded
+from .test_shards import check, samples
+
+
+@pytest.fixture
+def uploaded(encoded: Encoded, bucket: S3Path) -> S3Path:
+    """The encoded data set in S3."""
+    storage.copy_tree(encoded.dataset.folder, bucket / "sets" / "one", last="manifest.json")
+    return bucket / "sets" / "one"
+
+
+def shards(dataset: Dataset, bucket: str = "5x32x32") -> tuple[ShardEntry, ...]:
+    return dataset.manifest.buckets[bucket]["train"]
+
+
+def wait_for(cache: ShardCache | None, entry: ShardEntry) -> None:
+    assert cache
+    deadline = time.monotonic() + 20
+    while (descriptor := cache.open(entry)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["ranged reads", "through the cache"])
+def test_a_data_set_in_s3_gives_the_batches_of_the_one_on_disk(encoded: Encoded, uploaded: S3Path, tmp_path: Path, cached: bool) -> None:
+    cache = ShardCache(tmp_path, 1 << 30) if cached else None
+    there, here = open_dataset(uploaded, cache), encoded.dataset
+    assert there.id == here.id
+    for bucket in here.manifest.buckets:
+        remote, local = (dataset.split(bucket, "train", 3) for dataset in (there, here))
+        for first in range(0, 2 * len(local), 7):
+            mine, truth = remote.fetch(range(first, first + 7)), local.fetch(range(first, first + 7))
+            np.testing.assert_array_equal(mine.latents, truth.latents)
+            np.testing.assert_array_equal(mine.text, truth.text)
+            assert mine.keys == truth.keys
+    assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
+    for entry in (entry for name in here.manifest.buckets for entry in shards(here, name) if cache):
+        wait_for(cache, entry)
+
+
+def test_a_shard_that_has_come_is_read_from_the_disk_alone(uploaded: S3Path, tmp_path: Path, s3_server: S3Server) -> None:
+    dataset = open_dataset(uploaded, ShardCache(tmp_path, 1 << 30))
+    split = dataset.split("9x48x48", "train", 0)
+    split.fetch(range(len(split)))
+    for entry in shards(dataset, "9x48x48"):
+        wait_for(dataset.cache, entry)
+    before = len(s3_server.requests)
+    split.fetch(range(len(split)))
+    assert len(s3_server.requests) == before
+
+
+def test_a_shard_damaged_in_s3_is_named_whichever_way_it_is_read(uploaded: S3Path, tmp_path: Path) -> None:
+    dataset = open_dataset(uploaded, ShardCache(tmp_path, 1 << 30))
+    entry = shards(dataset)[0]
+    path = shard_path(uploaded, entry)
+    data = bytearray(storage.read_bytes(path))
+    data[600] ^= 4  # in the first sample's latent
+    storage.write_bytes(path, bytes(data))
+    with pytest.raises(ShardError, match=rf"{path} is damaged: the latent of sample .* differs from its checksum"):
+        ShardReader(path, entry).latent(0)
+    assert dataset.cache
+    dataset.cache.prefetch(path, entry)
+    dataset.cache.close()
+    with pytest.raises(ShardError, match=rf"{path} is damaged: it differs from its checksum in the manifest"):
+        ShardReader(path, entry, dataset.cache).latent(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_lost_in_s3_is_made_again_from_the_shard(uploaded: S3Path) -> None:
+    entry = shards(open_dataset(uploaded))[0]
+    truth = ShardReader(shard_path(uploaded, entry), entry).latent(2)
+    storage.delete(shard_path(uploaded, entry).with_suffix(".idx"))
+    np.testing.assert_array_equal(ShardReader(shard_path(uploaded, entry), entry).latent(2), truth)
+
+
+def test_the_cache_stays_within_its_limit_and_drops_what_is_unused_for_longest(bucket: S3Path, tmp_path: Path) -> None:
+    entries = [write_shard(bucket / "5x32x32", f"shard-{number:06d}", samples()[number : number + 2]) for number in range(4)]
+    size = entries[0].bytes
+    cache = ShardCache(tmp_path, 2 * size + 100)
+    reader = ShardReader(shard_path(bucket, entries[0]), entries[0], cache)
+    for entry in entries[:2]:
+        cache.prefetch(shard_path(bucket, entry), entry)
+        wait_for(cache, entry)
+    latent = reader.latent(0)
+    wait_for(cache, entries[0])  # used last
+    for entry in entries[2:]:
+        cache.prefetch(shard_path(bucket, entry), entry)
+        wait_for(cache, entry)
+        assert sum(copy.stat().st_size for copy in tmp_path.glob("*.tar")) <= cache.limit
+    assert {copy.stem for copy in tmp_path.glob("*.tar")} == {entries[2].sha256, entries[3].sha256}
+    np.testing.assert_array_equal(reader.latent(0), latent)  # the copy that it holds open is still readable
+    cache.prefetch(shard_path(bucket, entries[0]), ShardEntry("5x32x32", entries[0].name, 2, 10**9, entries[0].sha256))
+    assert len(list(tmp_path.glob("*.tar"))) == 2
+
+
+def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads(bucket: S3Path, tmp_path: Path) -> None:
+    entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
+    (tmp_path / "cache").write_text("a file in the way")
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    cache.prefetch(shard_path(bucket, entry), entry)
+    check(ShardReader(shard_path(bucket, entry), entry, cache))
+    cache.close()
+    check(ShardReader(shard_path(bucket, entry), entry, cache))
+
+
+def test_a_twentieth_of_the_requests_failing_loses_no_sample(
+    encoded: Encoded, uploaded: S3Path, tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "FIRST_PAUSE", 0.01)
+    draw, lock, refused = random.Random(2), threading.Lock(), []
+
+    def gate(request: object) -> str | None:
+        with lock:
+            if draw.random() < 0.05:
+                refused.append(request)
+                return "503 Slow Down"
+        return None
+
+    s3_server.gate = gate
+    remote, local = (d.split("5x32x32", "train", 0) for d in (open_dataset(uploaded, ShardCache(tmp_path, 40_000)), encoded.dataset))
+    for first in range(0, 3 * len(local), 4):
+        np.testing.assert_array_equal(remote.fetch(range(first, first + 4)).latents, local.fetch(range(first, first + 4)).latents)
+    assert refused

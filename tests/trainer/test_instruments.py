@@ -1,0 +1,125 @@
+"""What a run's messages make of its meter: the numbers of steps and events, and wall time that is accounted for to the last second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.curriculum import Promotion, Stage
+from trainer.instruments import RunInstruments, pulse
+from trainer.meter import Meter
+
+STAGES = [
+    Stage("short", 5, 32, 32, 256, Promotion(max_steps=4)),
+    Stage("long", 9, 32, 32, 384, Promotion(max_steps=2)),
+]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def step(number: int, **changes: Any) -> dict[str, Any]:
+    told = {"step": number, "stage": "short", "loss": 1.0, "loss_by_frame": [None, 1.5], "grad_norm": 0.5, "lr": 1e-3, "epoch": 0}
+    told |= {"tokens": 256, "supervised_tokens": 100, "world_size": 2, "generation": 1, "dp": 2, "tp": 1, "sp": 1, "zero": 1}
+    told |= {"micro_batch": 4, "step_seconds": 1.0, "data_seconds": 0.25, "checkpoint_seconds": 0.0, "mfu": 0.0, "skipped": False}
+    return told | {"samples_consumed": number * 8, "loss_by_source": {"5x32x32": 1.0}, "recompiles": 0} | changes
+
+
+def instruments() -> tuple[RunInstruments, Clock]:
+    clock = Clock()
+    return RunInstruments(Meter("run"), STAGES, clock), clock
+
+
+def value(run: RunInstruments, name: str, *labels: str) -> float | None:
+    return {(found, key): number for found, key, number in run.meter.series()}.get((name, labels))
+
+
+def spent(run: RunInstruments) -> dict[str, float]:
+    return {labels[0]: number for name, labels, number in run.meter.series() if name == "time_seconds_total" and number}
+
+
+def test_a_run_tells_where_it_stands() -> None:
+    run, _ = instruments()
+    assert value(run, "run_state", "encoding") == 1
+    run.encoding(done=3, total=4, clips=7)
+    assert (value(run, "encode_clips_total"), value(run, "stage_readiness_ratio", "long")) == (7, 0.75)
+    run.dataset({"ok": 3, "rejected": 1, "failed": 0}, {"too short": 1}, {"train": 9, "held_out": 1})
+    assert (value(run, "dataset_rejected_sources", "too short"), value(run, "stage_readiness_ratio", "long")) == (1, 1)
+    run.generation(1, seats=2, state="training")
+    assert (value(run, "run_state", "encoding"), value(run, "run_state", "training")) == (0, 1)
+    run.step(step(1), stage_step=1)
+    assert value(run, "run_remaining_tokens") == 3 * 256 + 2 * 384
+    assert (value(run, "run_layout", "world"), value(run, "frame_loss", "1"), value(run, "frame_loss", "0")) == (2, 1.5, None)
+    assert (value(run, "run_samples"), value(run, "tokens_total")) == (8, 256)
+
+
+def test_a_new_stage_ends_the_series_of_the_old_one() -> None:
+    run, _ = instruments()
+    run.step(step(1), stage_step=1)
+    run.step(step(2, stage="long", loss_by_frame=[None, 1.0, 0.5], samples_consumed=4), stage_step=1)
+    assert (value(run, "loss", "short"), value(run, "loss", "long"), value(run, "run_stage")) == (None, 1.0, 2)
+
+
+def test_a_step_that_was_not_finite_keeps_the_last_loss_and_is_counted() -> None:
+    run, _ = instruments()
+    run.step(step(1), stage_step=1)
+    run.step(step(2, loss=None, grad_norm=None, skipped=True), stage_step=2)
+    assert (value(run, "loss", "short"), value(run, "skipped_steps_total")) == (1.0, 1)
+
+
+def test_steps_after_the_commit_are_recomputation_until_the_furthest_is_passed() -> None:
+    run, clock = instruments()
+    run.generation(1, 2, "training")
+    for number in (1, 2, 3):
+        clock.time += 1.25
+        run.step(step(number), stage_step=number)
+    run.failure("signal")
+    run.generation(2, 2, "training")
+    run.event("layout", {"step": 1, "recomputed": 2, "accumulation": 1})
+    for number in (2, 3, 4):
+        clock.time += 1.25
+        run.step(step(number), stage_step=number)
+    assert spent(run) == {"step": 4.0, "recompute": 2.0, "data": 1.5}
+    assert (value(run, "recomputed_steps_total"), value(run, "failures_total", "signal"), value(run, "failures_total", "seat")) == (2, 1, 0)
+
+
+def test_commits_and_promotions_are_counted_with_their_time() -> None:
+    run, clock = instruments()
+    run.event("layout", {"step": 0, "recomputed": 0, "accumulation": 1})
+    assert value(run, "commits_total") == 0
+    clock.time += 30
+    run.event("commit", {"step": 2, "seconds": 0.5, "bytes": 7})
+    run.event("promotion", {"step": 4})
+    assert (value(run, "commits_total"), value(run, "commit_seconds"), value(run, "last_commit_timestamp_seconds")) == (1, 0.5, 1030.0)
+    assert value(run, "promotions_total") == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["step", "evaluation", "generation", "encoding"]), st.floats(0, 100)), max_size=60))
+def test_every_second_is_spent_once(story: list[tuple[str, float]]) -> None:
+    run, clock = instruments()
+    for number, (kind, seconds) in enumerate(story):
+        clock.time += seconds
+        if kind == "step":
+            run.step(step(number), stage_step=number)
+        elif kind == "evaluation":
+            run.event("evaluation", {"stage": "short", "held_out_loss": 1.0})
+        elif kind == "generation":
+            run.generation(number, 2, "training")
+        else:
+            run.encoding(number, number + 1, number)
+    run.generation(0, 2, "sampling")
+    assert abs(sum(spent(run).values()) - (clock.time - 1000.0)) < 1e-6
+
+
+def test_a_pulse_is_the_ranks_own() -> None:
+    meter = Meter("run")
+    sent = {"rank_step_seconds": 1.0, "rank_forward_seconds": 0.25, "rank_data_wait_seconds": 0.0, "rank_memory_bytes": 5}
+    pulse(meter, {"kind": "rank", "rank": 3, **sent})
+    assert {(name, labels): number for name, labels, number in meter.series()} == {(name, ("3",)): float(x) for name, x in sent.items()}

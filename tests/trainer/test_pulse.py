@@ -1,0 +1,50 @@
+"""A rank's pulse: the training forwards and nothing else, once per step, after the step is published."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.journal import Silence
+from trainer.metrics import StepMetrics
+from trainer.pulse import Pulse
+
+
+class Slow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return x
+
+
+class Told(Silence):
+    """Notes that a step was told."""
+
+    def __init__(self, order: list[Any]) -> None:
+        self._order = order
+
+    def step(self, metrics: StepMetrics) -> None:
+        self._order.append("published")
+
+
+def metrics() -> StepMetrics:
+    known: dict[str, Any] = dict.fromkeys(StepMetrics.__dataclass_fields__, 0)
+    return StepMetrics(**known | {"step_seconds": 1.0, "data_seconds": 0.5, "memory_bytes": 7})
+
+
+def test_forwards_of_a_step_are_added_up_and_evaluation_is_left_out() -> None:
+    model, order = Slow(), list[Any]()
+    told = Pulse(Told(order), model, torch.device("cpu"), 3, order.append)
+    model(torch.zeros(1))
+    model(torch.zeros(1))
+    model.eval()(torch.zeros(1))
+    told.step(metrics())
+    model.train()
+    told.step(metrics())
+    assert order[0::2] == ["published", "published"]
+    first, second = order[1], order[3]
+    assert (first["kind"], first["rank"], first["rank_step_seconds"], first["rank_memory_bytes"]) == ("rank", 3, 1.0, 7)
+    assert first["rank_forward_seconds"] >= 0.04
+    assert second["rank_forward_seconds"] == 0

@@ -1,0 +1,156 @@
+"""What happens to a run, put on its meter: the controller tells steps, events and progress; a seat its rank's pulse.
+
+Pure translation: knows no endpoint, no Ray and no file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trainer.curriculum import Stage, tokens_to_go
+from trainer.meter import Meter
+from trainer.metrics import CAUSES, DIMENSIONS, RUN_STATES
+
+PULSE = ("rank_step_seconds", "rank_forward_seconds", "rank_data_wait_seconds", "rank_memory_bytes")
+
+
+def pulse(meter: Meter, message: Mapping[str, Any]) -> None:
+    """A rank's last step, from its own process."""
+    for name in PULSE:
+        meter.set(name, message[name], rank=str(message["rank"]))
+
+
+class RunInstruments:
+    """A run's meter, kept up to date by the one process that steers it."""
+
+    def __init__(self, meter: Meter, stages: Sequence[Stage], now: Callable[[], float] = time.time) -> None:
+        self.meter = meter
+        self._stages, self._now = stages, now
+        self._told = now()  # until when the wall time is accounted for
+        self._rest = "encode"  # what the time that no message explains is spent on
+        self._furthest = 0  # the last step ever reached
+        self._clips = 0
+        meter.set("run_stages", len(stages))
+        meter.set("last_commit_timestamp_seconds", now())
+        self._state("encoding")
+
+    def encoding(self, done: int, total: int, clips: int) -> None:
+        """Progress of the encode pool: sources done, sources in all, clips so far."""
+        self.meter.set("encode_sources", total)
+        self.meter.set("encode_sources_done", done)
+        self.meter.add("encode_clips_total", clips - self._clips)
+        self._clips = clips
+        self._ready(done / total if total else 0.0)
+        self._account({})
+
+    def dataset(self, outcomes: Mapping[str, int], rejected: Mapping[str, int], clips: Mapping[str, int]) -> None:
+        """The finished data set: sources by outcome, rejected ones by reason, clips by split."""
+        for name, label, counts in (
+            ("dataset_sources", "outcome", outcomes),
+            ("dataset_rejected_sources", "reason", rejected),
+            ("dataset_clips", "split", clips),
+        ):
+            for key, count in counts.items():
+                self.meter.set(name, count, **{label: key})
+        for name in ("encode_sources", "encode_sources_done"):
+            self.meter.set(name, sum(outcomes.values()))
+        self.meter.add("encode_clips_total", 0)
+        self._ready(1.0)
+        self._account({})
+
+    def generation(self, number: int, seats: int, state: str) -> None:
+        """A process group starts, to train or to sample."""
+        self._account({})
+        self._rest = "start" if state == "training" else "sample"
+        self._state(state)
+        self.meter.set("run_generation", number)
+        self.meter.set("run_seats", seats)
+        self.meter.add("generations_total", 1)
+        for cause in CAUSES:  # a counter that exists before its first failure has an increase when it comes
+            self.meter.add("failures_total", 0, cause=cause)
+
+    def failure(self, cause: str) -> None:
+        """A generation ended before its stage."""
+        self.meter.add("failures_total", 1, cause=cause)
+
+    def step(self, told: Mapping[str, Any], stage_step: int) -> None:
+        """One optimiser step (a line of metrics.jsonl), the `stage_step`-th of its stage."""
+        meter, index = self.meter, next(i for i, stage in enumerate(self._stages) if stage.name == told["stage"])
+        meter.set("run_stage", index + 1)
+        meter.set("run_step", told["step"])
+        meter.set("run_samples", told["samples_consumed"])
+        meter.set("run_epoch", told["epoch"])
+        meter.set("run_remaining_tokens", tokens_to_go(self._stages, index, stage_step))
+        for dimension in DIMENSIONS:
+            if dimension in told:
+                meter.set("run_layout", told[dimension], dimension=dimension)
+        meter.set("run_layout", told["world_size"], dimension="world")
+        if told["loss"] is not None:
+            meter.only("loss", told["loss"], stage=told["stage"])
+        meter.forget("frame_loss", "source_loss")
+        for frame, loss in enumerate(told["loss_by_frame"]):
+            if loss is not None:
+                meter.set("frame_loss", loss, frame=str(frame))
+        for source, loss in told["loss_by_source"].items():
+            if loss is not None:
+                meter.set("source_loss", loss, source=source)
+        meter.set("learning_rate", told["lr"])
+        if told["grad_norm"] is not None:
+            meter.set("gradient_norm", told["grad_norm"])
+        meter.set("model_flops_utilization_ratio", told["mfu"])
+        meter.set("attention_recompiles", told["recompiles"])
+        meter.add("steps_total", 1)
+        meter.add("skipped_steps_total", told["skipped"])
+        meter.add("tokens_total", told["tokens"])
+        meter.add("supervised_tokens_total", told["supervised_tokens"])
+        again = told["step"] <= self._furthest
+        self._furthest = max(self._furthest, told["step"])
+        parts = {"recompute" if again else "step": told["step_seconds"], "data": told["data_seconds"]}
+        self._account(parts | {"checkpoint": told["checkpoint_seconds"]})
+        self._rest = "other"
+
+    def event(self, kind: str, told: Mapping[str, Any]) -> None:
+        """What rank 0 has written to events.jsonl: layout, evaluation, commit, promotion; others are not counted."""
+        meter = self.meter
+        if kind == "layout":
+            self._furthest = max(self._furthest, told["step"] + told["recomputed"])
+            meter.add("recomputed_steps_total", told["recomputed"])
+            meter.set("run_layout", told["accumulation"], dimension="accumulation")
+            meter.add("commits_total", 0)
+            meter.add("promotions_total", 0)
+        elif kind == "evaluation":
+            meter.only("held_out_loss", told["held_out_loss"], stage=told["stage"])
+            self._rest = "evaluate"
+        elif kind == "commit":
+            meter.add("commits_total", 1)
+            meter.set("commit_seconds", told["seconds"])
+            meter.set("commit_bytes", told["bytes"])
+            meter.set("last_commit_timestamp_seconds", self._now())
+        elif kind == "promotion":
+            meter.add("promotions_total", 1)
+
+    def samples(self, psnr: float, psnr_copy_last_frame: float) -> None:
+        """What the samples are worth, in dB."""
+        self.meter.set("sample_psnr_decibels", psnr, video="generated")
+        self.meter.set("sample_psnr_decibels", psnr_copy_last_frame, video="copy_last_frame")
+
+    def _state(self, state: str) -> None:
+        """What the run is doing from now on: one of RUN_STATES."""
+        for name in RUN_STATES:
+            self.meter.set("run_state", name == state, state=name)
+
+    def _ready(self, ratio: float) -> None:
+        for stage in self._stages:  # every stage's bucket is cut from the same pass over the videos
+            self.meter.set("stage_readiness_ratio", ratio, stage=stage.name)
+
+    def _account(self, parts: Mapping[str, float]) -> None:
+        """Share out the wall time since the last call: the parts as told, what is left to the rest."""
+        now = self._now()
+        left, self._told = max(now - self._told, 0.0), now
+        for activity, seconds in parts.items():
+            spent = min(seconds, left)
+            left -= spent
+            self.meter.add("time_seconds_total", spent, activity=activity)
+        self.meter.add("time_seconds_total", left, activity=self._rest)
