@@ -1,5 +1,7 @@
 """Writes frames as an mp4 that any player opens. For synthetic data, samples and tests; knows nothing of either."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +16,15 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quality: int = 1
 
     The same frames give the same bytes. Raises ValueError for odd sizes, which yuv420p cannot hold.
     """
-    height, width = frames.shape[1:3]
+    with open_mp4(path, (frames.shape[1], frames.shape[2]), fps, quality) as add:
+        for frame in frames:
+            add(frame)
+
+
+@contextmanager
+def open_mp4(path: str | Path, size: tuple[int, int], fps: float, quality: int = 14) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that encodes one more uint8 frame [H, W, 3] of `size` (H, W); the file appears when the block ends."""
+    height, width = size
     if height % 2 or width % 2:
         raise ValueError(f"{path}: frames of {width}x{height}: both sides must be even")
     with storage.atomic(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -23,7 +33,10 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, quality: int = 1
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        for frame in frames:
+
+        def add(frame: np.ndarray) -> None:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
+
+        yield add
         container.mux(stream.encode())

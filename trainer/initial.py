@@ -1,6 +1,6 @@
 """What a run's model is before its first step: weights from files, frozen parts, LoRA adapters (train.init, train.freeze, train.lora).
 
-Called by process.py and showcase.py on an untouched model, and by the driver's checks on one without memory. A commit holds what is
+Called by process.py and trained.py on an untouched model, and by the driver's checks on one without memory. A commit holds what is
 trained; everything else is made here again, from the same files.
 """
 
@@ -46,6 +46,12 @@ def check_lora(untouched: VideoMAR, config: RunConfig) -> None:
     if config.train.freeze:
         raise UserError("train.freeze says nothing beside train.lora, which trains its adapters only: leave one of them out")
     lora_targets(untouched, config.train.lora)
+
+
+def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
+    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
+    torch.manual_seed(config.seed)
+    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def prepare(model: VideoMAR, train: TrainSection, resumed: bool) -> VideoMAR:

@@ -18,6 +18,9 @@ from data_pipeline.errors import UserError
 
 COMMANDS = {
     "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+    "sample": ("trainer.commands.sample", "sample <model> --image cat.png --text ...: continue an image or a video with a trained model"),
+    "export": ("trainer.commands.export", "export <run> -o folder: the model as a folder that loads without Ray or DeepSpeed"),
+    "evaluate": ("trainer.commands.evaluate", "evaluate <model> [<model>]: losses, drift and motion on held-out clips, compared; a page"),
     "plan": ("trainer.commands.plan", "plan: the layout, memory and step time of every stage on a cluster that need not be there"),
     "encode": ("cluster.encode_command", "encode: only encode the videos of a recipe, into data.root"),
     "doctor": ("trainer.commands.doctor", "doctor <data set>: verify its checksums, counts and order, mend its indices, describe it"),

@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
-from model.videomar import VideoMAR
 from trainer import events, guard
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
@@ -30,7 +29,7 @@ from trainer.checkpoint.saver import Gather, Saver
 from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
-from trainer.initial import prepare
+from trainer.initial import initial_model
 from trainer.journal import Journal, Report, Silence
 from trainer.loop import run_stage
 from trainer.micro_batches import limits
@@ -134,12 +133,6 @@ def join_group(payload: dict[str, Any], listener: socket.socket | None) -> torch
 def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
     """The named size with what the data set dictates: latent channels, text width and length."""
     return model_of(config, dataset.manifest.spec)
-
-
-def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
-    """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
-    torch.manual_seed(config.seed)
-    return prepare(VideoMAR(model), config.train, resumed)
 
 
 def stage_trials(config: RunConfig, dataset: Dataset, world: int, run: Path) -> list[Trial]:

@@ -68,7 +68,7 @@ def test_the_job_ends_by_naming_a_video_a_contact_sheet_and_a_report(demo: tuple
     assert (frames[0].width, frames[0].height) == (96, 48)
     assert Image.open(named["contact sheet"]).size[0] > 48 * 5
     page = Path(named["report"]).read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     assert "data:image/png;base64," in page
     assert not re.search(r'(src|href)="https?:', page)
 

@@ -18,15 +18,13 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.order import keyed_generator
 from data_pipeline.write_video import write_mp4
-from model.sampling import SamplingConfig, generate
+from model.sampling import generate
 from model.videomar import VideoMAR
 from trainer import events
 from trainer.checkpoint import commit as commits
-from trainer.checkpoint import store
 from trainer.config import RunConfig, Stage
-from trainer.initial import merged
 from trainer.inspection.sheet import Row, contact_sheet
-from trainer.process import initial_model, model_config
+from trainer.inspection.trained import averaged_model, sampling_config
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,6 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
     report({"kind": "samples", **summary})
 
 
-def averaged_model(config: RunConfig, dataset: Dataset, commit: commits.Commit) -> VideoMAR:
-    """A model of its own with the commit's moving average, adapters merged; training's weights are not touched."""
-    model = initial_model(config, model_config(config, dataset), resumed=True)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
-    model.load_state_dict(store.load_tensors(commit.folder, "ema", shapes), strict=False)
-    return merged(model).eval()
-
-
 def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -> Samples:
     """Continue the first latent frame of held-out clips (of the training set where nothing is held out), one clip per source first."""
     bucket = Bucket(stage.frames, stage.height, stage.width)
@@ -82,22 +72,6 @@ def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -
         truth=[dataset.decode(video) for video in batch.latents],
         generated=[dataset.decode(video) for video in generated.numpy()],
         given=1,
-    )
-
-
-def sampling_config(config: RunConfig) -> SamplingConfig:
-    """How a recipe samples."""
-    wishes = config.sample
-    told = {"fps": config.data.fps} if "fps" in config.train.conditions else {}
-    return SamplingConfig(
-        iterations=wishes.iterations,
-        head_steps=wishes.head_steps,
-        guidance=wishes.guidance,
-        sink=wishes.sink,
-        window=wishes.window,
-        context_noise=wishes.context_noise,
-        context_masked=wishes.context_masked,
-        conditions={**told, **wishes.conditions},
     )
 
 
