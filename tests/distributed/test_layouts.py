@@ -47,7 +47,7 @@ PLANTED = [
     Case(dp=2, zero=1, mistake="each replica its own gradient"),
     Case(sp=2, zero=3, mistake="ZeRO-3 partitions over another group"),
     Case(tp=2, zero=0, mistake="bias added by every rank"),
-    Case(tp=2, zero=1, mistake="norm counts whole parameters per rank"),
+    Case(tp=2, dp=2, zero=1, mistake="norm counts whole parameters per rank"),
 ]
 EVERY = MATRIX + DOUBLE + OPTIONS + PLANTED
 
