@@ -81,10 +81,10 @@ def test_gpu_kernels_equal_the_dense_reference(rule: str, backend: str) -> None:
     visibility = visibility_of(rule, parts)
     generator = torch.Generator().manual_seed(0)
     shape = (2, 2, visibility.starts[-1], 64)
-    q, k, v = (torch.randn(shape, generator=generator).cuda().bfloat16().requires_grad_() for _ in range(3))
+    q, k, v = (torch.randn(shape, generator=generator).to("cuda", torch.bfloat16).requires_grad_() for _ in range(3))
     found, expected = attend(q, k, v, visibility, backend), attend(q.float(), k.float(), v.float(), visibility, "dense")
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
-    upstream = torch.randn(shape, generator=generator).cuda()
+    upstream = torch.randn(shape, generator=generator).to("cuda")
     for a, b in zip(
         torch.autograd.grad(found, (q, k, v), upstream.bfloat16()), torch.autograd.grad(expected, (q, k, v), upstream), strict=True
     ):
