@@ -21,6 +21,7 @@ import torch.distributed as dist
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from trainer import events, guard
+from trainer.allocator import keep_freed_memory
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
@@ -49,6 +50,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
     started = perf_counter()
     torch.set_num_threads(payload["threads"])
+    keep_freed_memory()
     device = join_group(payload, listener)
     live(payload, report, device, perf_counter() - started)
     dist.destroy_process_group()
