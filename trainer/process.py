@@ -81,6 +81,7 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
         told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)
