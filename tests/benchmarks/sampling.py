@@ -93,7 +93,7 @@ def published_head(model: VideoMAR, hidden: Tensor, null: Tensor, guidance: floa
     x = torch.cat([torch.randn(len(hidden), channels)] * 2)
     for step in reversed(range(steps)):
         t = torch.full((len(x),), step)
-        output = head.network(x, head.network.time_features(torch.from_numpy(kept)[t], x.dtype), conditions)
+        output = head.network(x, head.network.modulations(head.network.time_features(torch.from_numpy(kept)[t], x.dtype), conditions))
         said, fraction = output.chunk(2, dim=-1)
         eps = extract("noise", t, x) * x + extract("signal", t, x) * said if head.emits_v else said
         own, other = eps.chunk(2)
