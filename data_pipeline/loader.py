@@ -144,7 +144,7 @@ class SampleSet:
                 raw = unpack(parts["latent"])  # as manifests.normalise computes, but in place and along the rows of memory
                 raw -= mean
                 raw *= factor
-                latents[item] = np.moveaxis(raw, 1, -1)
+                latents[item] = raw.transpose(0, 2, 3, 1)
                 vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)

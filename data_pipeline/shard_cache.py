@@ -1,5 +1,5 @@
-"""A bounded folder of whole shards that were fetched from S3, named by their checksum and verified as they come.
-Readers ask it for a copy, the loader tells it what will be read next. Any number of processes may share the folder."""
+"""A bounded folder of whole shards that were fetched from S3, named by their checksum. Readers ask it for a copy and verify what
+they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
 
 import contextlib
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from data_pipeline import storage
-from data_pipeline.shard_index import ShardError, digest
 from data_pipeline.shards import ShardEntry
 from data_pipeline.storage import Location, StorageError
 
@@ -29,7 +28,7 @@ class ShardCache:
         self._threads: list[threading.Thread] = []
 
     def open(self, entry: ShardEntry) -> int | None:
-        """A descriptor of the local copy, or None while there is none. Raises ShardError when what came was damaged."""
+        """A descriptor of the local copy, or None while there is none."""
         with self._lock:
             asked, coming = self._coming.get(entry.sha256, (0.0, None))
         if coming:
@@ -39,12 +38,12 @@ class ShardCache:
             descriptor = os.open(self._place(entry), os.O_RDONLY)
         except OSError:
             return None
-        if os.fstat(descriptor).st_size != entry.bytes:
-            os.close(descriptor)
-            self._place(entry).unlink(missing_ok=True)
-            return None
         os.utime(descriptor)  # the order in which copies make room
         return descriptor
+
+    def drop(self, entry: ShardEntry) -> None:
+        """Forget a copy that was found damaged."""
+        self._place(entry).unlink(missing_ok=True)
 
     def prefetch(self, path: Location, entry: ShardEntry) -> None:
         """Starts to fetch a shard in the background unless it is here, on its way, or larger than the whole cache."""
@@ -80,10 +79,9 @@ class ShardCache:
     def _fetch(self, path: Location, entry: ShardEntry) -> None:
         copy = self._place(entry)
         self._make_room(entry.bytes)
-        with storage.atomic(copy, durable=False) as temporary:  # `open` sees what a crash of the machine has left short
+        # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
+        with storage.atomic(copy, durable=False) as temporary:
             storage.download(path, temporary)
-            if digest(temporary) != (entry.bytes, entry.sha256):
-                raise ShardError(f"shard {path} is damaged: it differs from its checksum in the manifest; encode the data set again")
 
     def _make_room(self, needed: int) -> None:
         """Deletes the copies unused for longest. One that is open somewhere stays readable there."""

@@ -39,7 +39,7 @@ from trainer.sections import ParallelSection, TrainSection
 
 STEPS, WARM_UP = 20, 3
 SHAPES = {"toy": (5, 12, 20, 5)}  # latent frames, grid side, steps without a save in a pair, pairs
-LARGE = (2, 2, 8, 1)  # a step's cost is the optimiser's
+LARGE = (2, 2, 20, 3)  # a step's cost is the optimiser's
 
 
 def build(size: str, frames: int, grid: int, device: torch.device) -> tuple[Engine, TrainingBatch]:
