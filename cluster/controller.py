@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import dataset as datasets
-from cluster import generation, run_folder, session, summary, torchrun
+from cluster import failures, generation, run_folder, session, summary, torchrun
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
@@ -195,10 +195,14 @@ class Run:
         ]
         events.record(self.folder, "generation", generation=number, world=world, target=target)
         self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
-        outcome = generation.run(self.seats[:world], target, payloads, self.on_message, generation=number)
+        silence = self.config.cluster.silence
+        outcome = generation.run(self.seats[:world], target, payloads, self.on_message, generation=number, silence=silence)
         if not outcome.finished:
-            events.record(self.folder, "failure", generation=number, rank=outcome.failed_rank, reason=outcome.reason)
+            events.record(self.folder, "failure", generation=number, **failures.told(outcome))
             self.instruments.failure(outcome.cause)
+            path = failures.write(self.folder, number, outcome)
+            for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
+                self.terminal.say(line)
         for place in outcome.lost:
             self.seats.replace(place)
         return outcome

@@ -14,7 +14,8 @@ from typing import Literal, TextIO
 PREFIX = "videomar_"
 RUN_STATES = ("encoding", "training", "sampling")
 DIMENSIONS = ("world", "dp", "tp", "sp", "zero", "micro_batch", "accumulation")
-CAUSES = ("exception", "exit", "signal", "seat")  # how the first process of a failed generation ended
+# What brought a generation down; the last four say only how its first process ended.
+CAUSES = ("hang", "out_of_memory", "communication", "data", "hardware", "preempted", "node", "exception", "exit", "signal", "seat")
 # Where a run's wall time goes; all but "step" is lost. "start": a generation's, up to its first step; "other": between two steps.
 ACTIVITIES = ("encode", "start", "step", "recompute", "data", "checkpoint", "evaluate", "sample", "other")
 # How many values a label may have at one endpoint; series beyond are dropped and counted.
@@ -82,7 +83,7 @@ METRICS = (
     gauge("rank_memory_bytes", "Peak memory of a rank's device, or of its process on CPU.", "rank"),
     counter("time_seconds_total", "Wall time of the run by activity; the share of `step` is its goodput.", "activity"),
     counter("generations_total", "Process groups started."),
-    counter("failures_total", "Generations that ended before their stage, by how the first process ended.", "cause"),
+    counter("failures_total", "Generations that ended before their stage, by cause.", "cause"),
     counter("promotions_total", "Stages finished."),
     counter("commits_total", "Checkpoints committed."),
     gauge("commit_seconds", "What the last commit took."),

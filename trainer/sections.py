@@ -88,6 +88,7 @@ class ClusterSection(Section):
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
+    silence: float = Field(30.0, gt=0)  # seconds without a sign of life that a worker is always granted; ten steps where they take longer
 
 
 class ParallelSection(Section):
