@@ -1,6 +1,7 @@
 """One life of a process group on chosen seats: start it, watch it, end it. The controller calls `run` once for each.
 It decides nothing about what comes next, and a trainer's fault is a result here, never an exception."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -170,15 +171,14 @@ class Group:
         """What every rank that has not ended is doing, as far as its seat answers."""
         ended = {end.rank for end in self._ends}
         calls = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
-        ready, _ = ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_SECONDS) if calls else ([], [])
+        if calls:
+            ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_SECONDS)
         found = {}
-        for call in ready:
-            try:
-                told: Any = ray.get(call)
-                found[calls[call]] = Account(**told)
-            except RayActorError:
-                continue
-        return dict(sorted(found.items()))
+        for call, rank in calls.items():
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                told: Any = ray.get(call, timeout=0)
+                found[rank] = Account(**told)
+        return found
 
 
 def _messages(seats: dict[int, ActorHandle], poll_seconds: float, seat_silence: float) -> Iterator[tuple[int, Message | None]]:

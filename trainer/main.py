@@ -28,6 +28,7 @@ COMMANDS = {
         "cluster.verify_command",
         "verify: how well the tokenizer gives back the recipe's videos, with a picture; hours and bytes to expect",
     ),
+    "chaos": ("cluster.chaos", "chaos --minutes 10 --seed 3: do faults to a small run, and prove that it is the run that met none"),
     "dataset": ("trainer.commands.dataset", "dataset folder=<data set>: add videos to it, remove some, give others new captions"),
 }
 
