@@ -56,6 +56,7 @@ RECIPE = [
 RECOVERY_SECONDS = 240.0
 LOOK_SECONDS = 0.1
 RETRY_SECONDS = 1.0
+MOST_STARTS = 40
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
@@ -68,7 +69,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         network = Network() if options.network else None
         if network:
             cleanup.callback(network.close)
-        hosts = cleanup.enter_context(Hosts(2, 2, environment, network))
+        hosts = cleanup.enter_context(Hosts(2, 1, environment, network))
         recipe.append(f"cluster.address={hosts.address}")
         print(f"hosts {hosts.count} and a head, at {hosts.address}; runs in {root}", flush=True)
         unbroken = Job("unbroken", recipe, hosts)
@@ -76,13 +77,14 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         print(f"unbroken run: {last_step(unbroken.run)} steps in {unbroken.seconds:.0f} s", flush=True)
         broken = Job("chaos", recipe, hosts)
         try:
-            met = [*disturb(broken, faults.plan(options.seed, options.minutes, kinds), options.minutes, hosts, network)]
+            injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
+            planned = faults.plan(options.seed, options.minutes, kinds)
+            met = [*disturb(broken, injector, planned, options.minutes)]
             broken.finish()
         finally:
             broken.stop()
-    verdict = judge(unbroken, broken, met) | {"seed": options.seed, "minutes": options.minutes, "kinds": kinds}
-    planned = len(faults.plan(options.seed, options.minutes, kinds))
-    verdict |= {"planned": planned, "passed": verdict["equal"] and len(met) == planned}
+    verdict = judge(unbroken, broken, met) | {"seed": options.seed, "minutes": options.minutes, "kinds": kinds, "planned": len(planned)}
+    verdict["passed"] = verdict["equal"] and len(met) == len(planned)
     (root / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
     print("\n".join(lines(verdict, root)), flush=True)
     return 0 if verdict["passed"] else 1
@@ -94,6 +96,7 @@ def parser() -> Options:
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the faults: which, when and to whom")
     options.add_argument("--kinds", metavar="A,B", help=f"only these of {', '.join(faults.KINDS)}")
     options.add_argument("--network", action="store_true", help="put the hosts into network namespaces, so that their link can be cut")
+    options.add_argument("--cut-seconds", type=float, default=30.0, metavar="S", help="how long a link stays cut (default 30)")
     options.add_argument("--root", default="runs", metavar="FOLDER", help="where the folder of both runs is made (default runs)")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe")
     return options
@@ -139,10 +142,13 @@ class Job:
 
     def over(self) -> bool:
         """Whether the run has ended. A command that failed is started again: that is what whoever keeps jobs alive would do."""
+        self._hosts.tend()
         if self._process.poll() is None:
             return False
-        if self._process.returncode and not self._finished():
-            if self.starts > 40:
+        if not self._finished():
+            if self._process.returncode == 2 and self.starts == 1:
+                raise UserError(self.said().strip().splitlines()[-1].removeprefix("error: "))
+            if self.starts > MOST_STARTS:
                 raise RuntimeError(f"the run does not end: {self.said()}")
             time.sleep(RETRY_SECONDS)
             self._process = self._start()
@@ -174,10 +180,10 @@ class Job:
             return subprocess.Popen(command, env=self._hosts.environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def disturb(job: Job, planned: Sequence[Fault], minutes: float, hosts: Hosts, network: Network | None) -> Iterator[dict[str, Any]]:
+def disturb(job: Job, injector: Injector, planned: Sequence[Fault], minutes: float) -> Iterator[dict[str, Any]]:
     """Do one fault after the other while the run steps, each when its time or its share of the steps has come and the one before is
     overcome. Yields what came of each."""
-    injector, began = Injector(job.run, job.config, hosts, network), time.monotonic()
+    began = time.monotonic()
     for fault in planned:
         share = fault.at / (60 * minutes)
         while not job.over():

@@ -35,7 +35,6 @@ KINDS = {
 SLOT_SECONDS = 25.0  # one fault in each
 SLOW_SECONDS = 6.0
 NODE_SECONDS = 8.0  # that a host stays away
-CUT_SECONDS = 30.0
 REPORT_SECONDS = 40.0  # within which a fault of the data or the storage must have been met
 
 
@@ -74,8 +73,9 @@ class Done:
 class Injector:
     """Does faults to one run."""
 
-    def __init__(self, run: Path, config: RunConfig, hosts: Hosts, network: Network | None = None) -> None:
-        self._run, self._config, self._hosts, self._network = run, config, hosts, network
+    def __init__(self, run: Path, config: RunConfig, hosts: Hosts, network: Network | None, cut_seconds: float) -> None:
+        self._run, self._config, self._hosts = run, config, hosts
+        self._network, self._cut_seconds = network, cut_seconds
 
     def do(self, fault: Fault) -> Done:
         """Raises OSError or LookupError when there was nothing to do it to just now."""
@@ -124,9 +124,9 @@ class Injector:
     def _link(self, fault: Fault) -> Done:
         assert self._network is not None, "the plan has links only where there is a network"
         self._network.cut()
-        time.sleep(CUT_SECONDS)
+        time.sleep(self._cut_seconds)
         self._network.mend()
-        return Done(f"for {CUT_SECONDS:.0f} s")
+        return Done(f"for {self._cut_seconds:.0f} s")
 
     def _shard(self, fault: Fault) -> Done:
         dataset = open_dataset(self._start()["data_folder"])

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from itertools import count as count_from
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -90,6 +91,7 @@ class Hosts:
         self._port = _free_port()
         self.address = f"{self._ip(0)}:{self._port}"
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._numbers = count_from(0)
         self.count = count
 
     def __enter__(self) -> Hosts:
@@ -128,9 +130,12 @@ class Hosts:
                 raise RuntimeError(f"host {host} does not join: {log.read_text()[-2000:]}")
             time.sleep(0.1)
 
-    def alive(self, host: int) -> bool:
-        """Whether its raylet runs; one that the cluster has given up ends by itself."""
-        return self._started[str(host)].poll() is None
+    def tend(self) -> None:
+        """Start every host again whose Ray has ended by itself, as it does when the cluster has given it up."""
+        for host in range(self.count):
+            if self._started[str(host)].poll() is not None:
+                self.kill(host)
+                self.add(host)
 
     def pids(self, host: int | str) -> list[int]:
         """Of everything that a host has started, itself included."""
@@ -155,7 +160,9 @@ class Hosts:
     def _start(self, name: str, side: int, options: list[str]) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         common = [f"--node-ip-address={self._ip(side)}", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        command = [*self.within(side), *ray, *common, "--object-store-memory=200000000", *options]
+        place = self._folder / f"{name}-{next(self._numbers)}"  # Ray's own names clash when two hosts start at once
+        sockets = [f"--raylet-socket-name={place}.raylet", f"--plasma-store-socket-name={place}.plasma"]
+        command = [*self.within(side), *ray, *common, *sockets, "--object-store-memory=200000000", *options]
         environment = self.environment | {MARK: self._mark_of(name)}
         with self._log(name).open("wb") as log:
             self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -199,7 +199,7 @@ CURRICULUM = Board(
         ),
         lines(
             "Failures",
-            "Generations that ended before their stage, in all, by how the first process ended: exception, exit, signal, or a lost seat.",
+            "Generations that ended before their stage, in all, by cause: a hang, out of memory, the network, the data, a node and so on.",
             "none",
             (shown("failures_total"), "{{run}} {{cause}}"),
             kind="steps",
