@@ -186,11 +186,12 @@ def marked(mark: str) -> list[int]:
 def trainers(run: Path) -> dict[int, int]:
     """{rank: pid} of the newest generation's processes on this machine, known by the log that they write to."""
     found: dict[int, dict[int, int]] = {}
+    logs = run.resolve() / "logs"
     for pid in _processes():
         with contextlib.suppress(OSError, ValueError):
             log = Path(f"/proc/{pid}/fd/1").readlink()
             _, generation, _, rank = log.stem.split("-")
-            if log.parent == run / "logs":
+            if log.parent == logs:
                 found.setdefault(int(generation), {})[int(rank)] = pid
     return found[max(found)] if found else {}
 
