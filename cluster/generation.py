@@ -170,7 +170,7 @@ class Group:
     def _look(self) -> dict[int, Account]:
         """What every rank that has not ended is doing, as far as its seat answers."""
         ended = {end.rank for end in self._ends}
-        calls = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
+        calls: dict[ray.ObjectRef, int] = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
         if calls:
             ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_SECONDS)
         found = {}

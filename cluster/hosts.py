@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from itertools import count as count_from
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -91,7 +90,6 @@ class Hosts:
         self._port = _free_port()
         self.address = f"{self._ip(0)}:{self._port}"
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._numbers = count_from(0)
         self.count = count
 
     def __enter__(self) -> Hosts:
@@ -99,9 +97,8 @@ class Hosts:
             head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder / 'ray'}", "--include-dashboard=false"]
             self._start("head", 0, [*head, f"--ray-client-server-port={_free_port()}", "--num-cpus=0"])
             self.wait("head")
-            for host in range(self.count):
+            for host in range(self.count):  # one after the other: two that start at once give their sockets the same name
                 self.add(host)
-            for host in range(self.count):
                 self.wait(host)
         except BaseException:
             self.__exit__()
@@ -160,9 +157,7 @@ class Hosts:
     def _start(self, name: str, side: int, options: list[str]) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         common = [f"--node-ip-address={self._ip(side)}", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        place = self._folder / f"{name}-{next(self._numbers)}"  # Ray's own names clash when two hosts start at once
-        sockets = [f"--raylet-socket-name={place}.raylet", f"--plasma-store-socket-name={place}.plasma"]
-        command = [*self.within(side), *ray, *common, *sockets, "--object-store-memory=200000000", *options]
+        command = [*self.within(side), *ray, *common, "--object-store-memory=200000000", *options]
         environment = self.environment | {MARK: self._mark_of(name)}
         with self._log(name).open("wb") as log:
             self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
