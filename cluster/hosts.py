@@ -94,11 +94,12 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         try:
-            head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder / 'ray'}", "--include-dashboard=false"]
+            head = ["--head", f"--port={self._port}", "--include-dashboard=false"]
             self._start("head", 0, [*head, f"--ray-client-server-port={_free_port()}", "--num-cpus=0"])
             self.wait("head")
-            for host in range(self.count):  # one after the other: two that start at once give their sockets the same name
+            for host in range(self.count):
                 self.add(host)
+            for host in range(self.count):
                 self.wait(host)
         except BaseException:
             self.__exit__()
@@ -157,6 +158,7 @@ class Hosts:
     def _start(self, name: str, side: int, options: list[str]) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         common = [f"--node-ip-address={self._ip(side)}", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        common.append(f"--temp-dir={self._folder / name}")  # each its own, or two that start at once give their sockets the same name
         command = [*self.within(side), *ray, *common, "--object-store-memory=200000000", *options]
         environment = self.environment | {MARK: self._mark_of(name)}
         with self._log(name).open("wb") as log:
