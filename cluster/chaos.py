@@ -72,17 +72,14 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         hosts = cleanup.enter_context(Hosts(2, 1, environment, network))
         recipe.append(f"cluster.address={hosts.address}")
         print(f"hosts {hosts.count} and a head, at {hosts.address}; runs in {root}", flush=True)
-        unbroken = Job("unbroken", recipe, hosts)
+        unbroken = cleanup.enter_context(Job("unbroken", recipe, hosts))
         unbroken.finish()
         print(f"unbroken run: {last_step(unbroken.run)} steps in {unbroken.seconds:.0f} s", flush=True)
-        broken = Job("chaos", recipe, hosts)
-        try:
-            injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
-            planned = faults.plan(options.seed, options.minutes, kinds)
-            met = [*disturb(broken, injector, planned, options.minutes)]
-            broken.finish()
-        finally:
-            broken.stop()
+        broken = cleanup.enter_context(Job("chaos", recipe, hosts))
+        injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
+        planned = faults.plan(options.seed, options.minutes, kinds)
+        met = [*disturb(broken, injector, planned, options.minutes)]
+        broken.finish()
     verdict = judge(unbroken, broken, met) | {"seed": options.seed, "minutes": options.minutes, "kinds": kinds, "planned": len(planned)}
     verdict["passed"] = verdict["equal"] and len(met) == len(planned)
     (root / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
@@ -160,9 +157,12 @@ class Job:
         while not self.over():
             time.sleep(LOOK_SECONDS)
 
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the command if it still runs; what it has started ends with the hosts."""
+        self._process.kill()
         self._process.wait()
 
     def said(self) -> str:

@@ -15,6 +15,7 @@ from data_pipeline.errors import UserError
 from tests.e2e.job import MAIN, STAGES, environment, lines, marked_processes
 
 pytestmark = pytest.mark.e2e
+CAUSES = {"worker": "signal", "seat": "seat", "hang": "hang", "shard": "data", "storage": "data"}  # that a run names for a fault
 
 
 def chaos(folder: Path, minutes: float, *arguments: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def assert_proven(verdict: dict[str, Any], least: int) -> None:
     assert verdict["equal"]
     assert verdict["exactly_once"]
     assert len(verdict["faults"]) == verdict["planned"] >= least
+    named = [(fault["kind"], fault["cause"]) for fault in verdict["faults"] if fault["kind"] in CAUSES and "cause" in fault]
+    assert [(kind, CAUSES[kind]) for kind, _ in named] == named
 
 
 @pytest.mark.timeout(1500)
