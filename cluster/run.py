@@ -6,6 +6,7 @@ A generation's end, whatever its reason, leads to the same three lines: draw the
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from trainer.instruments import RunInstruments
 from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.planner import usable
+from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 
@@ -151,6 +153,7 @@ class Run:
             path = failures.write(self.folder, number, outcome)
             for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
                 self.board.say(line)
+        self.instruments.goodput(account(self.folder, time.time()))
         for place in outcome.lost:
             self.seats.replace(place)
         return outcome

@@ -81,8 +81,8 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
         seconds = {"group": joining, "build": perf_counter() - joined}
-        layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
-        journal.event("layout", stage=task.stage.name, step=state.step, **layout)
+        again = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
+        journal.event("layout", stage=task.stage.name, step=state.step, **again, **vars(task.layout), seconds=seconds)
     told: Journal | Silence | Pulse = journal or Silence()
     if not found and config.train.preflight:
         beat.enter("preflight")
