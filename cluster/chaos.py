@@ -30,6 +30,7 @@ from trainer import lease
 from trainer.commands.options import Options
 from trainer.config import RunConfig
 from trainer.events import read_events
+from trainer.goodput import goodput
 from trainer.metrics import last_step, read_metrics
 
 EXAMPLE = """  python trainer/main.py chaos --minutes 10 --seed 3
@@ -235,9 +236,10 @@ def judge(unbroken: Job, broken: Job, met: Sequence[dict[str, Any]]) -> dict[str
     events, metrics = read_events(broken.run), read_metrics(broken.run)
     folder = next(event["data_folder"] for event in events if event["event"] == "start")
     comparison = compare(metrics, read_metrics(unbroken.run), broken.config, open_dataset(folder))
-    productive = sum(float(str(line["step_seconds"])) for line in metrics)
+    account = goodput(events, metrics)
     return comparison.told() | {
-        "goodput": round(productive / broken.seconds, 4),
+        "goodput": round(account.ratio, 4),
+        "lost_seconds": {cause: round(seconds, 2) for cause, seconds in account.lost.items()},
         "seconds": round(broken.seconds, 1),
         "unbroken_seconds": round(unbroken.seconds, 1),
         "generations": lease.current(broken.run),
@@ -261,6 +263,6 @@ def lines(verdict: dict[str, Any], root: Path) -> list[str]:
         *told,
         f"faults   {len(verdict['faults'])} of {verdict['planned']} planned, {verdict['generations']} generations",
         f"history  {same}, {once}: {verdict['steps']} steps, largest relative difference {verdict['largest_difference']:.1e}",
-        f"goodput  {verdict['goodput']:.0%} of {verdict['seconds']:.0f} s; the unbroken run took {verdict['unbroken_seconds']:.0f} s",
+        f"goodput  {verdict['goodput']:.0%} of the run's time; it took {verdict['seconds']:.0f} s, the unbroken run took {verdict['unbroken_seconds']:.0f} s",
         f"verdict  {root / 'verdict.json'}",
     ]
