@@ -263,6 +263,6 @@ def lines(verdict: dict[str, Any], root: Path) -> list[str]:
         *told,
         f"faults   {len(verdict['faults'])} of {verdict['planned']} planned, {verdict['generations']} generations",
         f"history  {same}, {once}: {verdict['steps']} steps, largest relative difference {verdict['largest_difference']:.1e}",
-        f"goodput  {verdict['goodput']:.0%} of the run's time; it took {verdict['seconds']:.0f} s, the unbroken run took {verdict['unbroken_seconds']:.0f} s",
+        f"goodput  {verdict['goodput']:.0%}; {verdict['seconds']:.0f} s in all, the unbroken run {verdict['unbroken_seconds']:.0f} s",
         f"verdict  {root / 'verdict.json'}",
     ]
