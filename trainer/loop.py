@@ -18,6 +18,7 @@ from trainer.checkpoint.keeper import Keeper
 from trainer.curriculum import RunState, promotion_reason
 from trainer.engine import Engine
 from trainer.journal import Journal, Silence
+from trainer.leave import Leave
 from trainer.measure import step_metrics
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
@@ -29,10 +30,13 @@ from trainer.units import Unit
 Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sources, one pass
 
 
-def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
+def run_stage(
+    task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace, leave: Leave
+) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
-    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
+    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit. Exits, after
+    a commit, when a rank was told to leave.
     """
     rule, committed, saving = task.stage.promotion, state, 0.0
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
@@ -51,6 +55,10 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
+            if leave.agreed() and promotion_reason(rule, state) is None:
+                keeper.commit(state, "told to leave", permanent=False)
+                keeper.saver.wait()
+                leave.go()
             if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
                 saving, committed = keeper.commit(state, "periodic", permanent), state

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cluster import generation
 from cluster.generation import End, Outcome, first_cause
-from cluster.seats import Seats, make_seats
 from cluster.session import REPOSITORY, Session
 from tests.cluster.conftest import MARK, is_gone, until_gone
+from tests.cluster.seating import Seats, make_seats
 from trainer.metrics import CAUSES
 
 pytestmark = pytest.mark.timeout(120)
@@ -167,12 +167,13 @@ def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
 
 DRIVER = """
 import sys
-from cluster import generation, seats, session
+from cluster import generation, session
+from tests.cluster.seating import make_seats
 with session.connect(None, cpus=2):
-    made = seats.make_seats(2, 1, preload=[], threads=1)
+    made = make_seats(2, 1, preload=[], threads=1)
     payloads = [{"log": f"{sys.argv[1]}/log", "commit": f"{sys.argv[1]}/commit-{rank}"} for rank in range(2)]
     report = lambda rank, message: print(message["pid"], flush=True)
-    generation.run(made, "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
+    generation.run(made[:2], "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
 """
 
 
