@@ -27,6 +27,7 @@ from trainer.config import RunConfig
 from trainer.exporter import serving
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
+from trainer.status import last_word
 
 LINGER_SECONDS = 10.0  # that the actor can still be asked how the run ended
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
@@ -137,6 +138,7 @@ class Controller:
         """The whole job. Seats warm up while the videos are encoded."""
         config, board = self._config, self._board
         workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
+        died = last_word(config.run_folder)  # where this one is in the place of another
         run, number = run_folder.take(config, restarted=self._restarted)
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
         instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
@@ -161,6 +163,7 @@ class Controller:
                 events.record(
                     run,
                     "start",
+                    **({"happened": died} if self._restarted else {}),
                     dataset=dataset.id,
                     data_folder=str(dataset.folder),
                     sources=asdict(dataset.manifest.sources),

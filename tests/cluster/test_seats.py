@@ -49,7 +49,7 @@ def test_a_process_gets_its_payload_and_reports_to_its_seat(seat: Any, tmp_path:
     pid = start(seat, tmp_path, "hello", name="rank 0")
     hello, end = until_exit(seat)
     assert hello == {"kind": "hello", "name": "rank 0", "pid": pid, "ray": False}
-    assert end == {"kind": "exit", "code": 0, "asked": False}
+    assert (end["kind"], end["code"], end["asked"]) == ("exit", 0, False)
 
 
 def test_what_processes_print_is_appended_to_the_log(seat: Any, tmp_path: Path) -> None:
@@ -102,7 +102,8 @@ def test_kill_works_while_another_call_waits(seat: Any, tmp_path: Path) -> None:
     assert first(seat)["kind"] == "up"
     waiting = seat.wait.remote(100.0)
     assert ray.get(seat.kill.remote()) == -signal.SIGKILL
-    assert ray.get(waiting) == [{"kind": "exit", "code": -signal.SIGKILL, "asked": True}]
+    [end] = ray.get(waiting)
+    assert (end["kind"], end["code"], end["asked"]) == ("exit", -signal.SIGKILL, True)
 
 
 def test_stop_lets_a_commit_end(seat: Any, tmp_path: Path) -> None:
