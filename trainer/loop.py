@@ -17,7 +17,9 @@ from trainer.batches import MicroBatch, Step, micro_batch, plan_step
 from trainer.checkpoint.keeper import Keeper
 from trainer.curriculum import RunState, promotion_reason
 from trainer.engine import Engine
+from trainer.heartbeat import Heartbeat
 from trainer.journal import Journal, Silence
+from trainer.leave import Leave
 from trainer.measure import step_metrics
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
@@ -29,18 +31,32 @@ from trainer.units import Unit
 Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sources, one pass
 
 
-def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
+def run_stage(
+    task: StageTask,
+    engine: Engine,
+    state: RunState,
+    keeper: Keeper,
+    journal: Journal | Silence,
+    beat: Heartbeat,
+    trace: StepTrace,
+    leave: Leave,
+) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
-    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
+    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit. Exits, after
+    a commit, when a rank was told to leave.
     """
     rule, committed = task.stage.promotion, state
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state)) is None:
+            beat.enter("step")
             with trace.step(state.step + 1):
                 state, metrics = train_step(task, engine, state, batches, journal)
+            if state.step == task.first_step + 1:
+                beat.passed("stepped")
             if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
+                beat.enter("evaluate")
                 state = state.evaluated(evaluate(task, engine))
                 journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
@@ -50,13 +66,20 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
+            if leave.agreed() and promotion_reason(rule, state) is None:
+                beat.enter("commit")
+                keeper.commit(state, "told to leave", permanent=False)
+                keeper.saver.wait()
+                leave.go()
             if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
+                beat.enter("commit")
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
                 keeper.commit(state, "periodic", permanent)
                 committed = state
     finally:
         batches.close()
         trace.close()
+    beat.enter("commit")
     keeper.commit(state.promoted(), f"end of stage {task.stage.name}: {reason}", permanent=True)
     keeper.saver.wait()
     journal.event("promotion", stage=task.stage.name, step=state.step, reason=reason)

@@ -1,0 +1,244 @@
+"""A run on its seats: one generation per stage, failure or resize, then samples and the report. The controller calls `to_the_end`.
+
+A generation's end, whatever its reason, leads to the same three lines: draw the next number, start from the last commit, watch.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import failures, generation, health, replan, summary
+from cluster.gang import Gang, Held
+from cluster.pace import Pace
+from cluster.progress import Board, TrainingLine
+from data_pipeline.loader import Dataset
+from trainer import config as configs
+from trainer import events, lease
+from trainer.checkpoint.commit import Commit, check_ids, resume_point
+from trainer.checkpoint.files import is_sound
+from trainer.config import RunConfig
+from trainer.curriculum import RunState, Stage
+from trainer.inspection import report
+from trainer.instruments import RunInstruments
+from trainer.micro_batches import limits
+from trainer.mixture import ingredients
+from trainer.planner import usable
+from trainer.status import account
+
+TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
+
+
+class RunFailed(Exception):
+    """The run cannot go on by itself; says why and where to look."""
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop."""
+
+
+class Run:
+    """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        number: int,
+        dataset: Dataset,
+        gang: Gang,
+        board: Board,
+        instruments: RunInstruments,
+        check: Callable[[], None],
+    ) -> None:
+        self.config, self.folder, self.dataset, self.gang, self.board = config, folder, dataset, gang, board
+        self.instruments, self.check = instruments, check
+        self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
+        self.line = TrainingLine(config.curriculum.stages)
+        self.pace = Pace(config.train.commit_every)
+        self.stage_step = self.world = 0  # of the generation
+        self.why = "start"  # there is another one
+        self.decided = ("stay", 0)  # replan's last word, and how many workers it was about
+        self.wish: str | None = None  # when this generation should end early,
+        self.ending = ""  # and why
+        self.looked = 0.0
+        self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
+        self.passed_over: set[str] = set()
+
+    def to_the_end(self) -> None:
+        """All stages, then the samples and the report. Raises Stopped, RunFailed, UserError."""
+        stages = self.config.curriculum.stages
+        while (state := self.state()).stage < len(stages):
+            self.attempt(stages[state.stage], state)
+        shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
+        if not shown.finished:
+            raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
+        events.record(self.folder, "finish", step=self.state().step)
+        report.write(self.folder)
+        for line in summary.run_lines(self.folder, shown.messages[0] or {}):
+            self.board.say(line)
+
+    def resume_point(self) -> Commit | None:
+        """The commit to go on from; says which newer ones cannot be. Raises UserError when it was made of other data."""
+        point = resume_point(self.folder, self.is_sound)
+        for folder, reason in point.passed_over:
+            if folder not in self.passed_over:
+                self.board.say(f"commit {folder} is passed over: {reason}")
+                events.record(self.folder, "passed_over", commit=folder, reason=reason)
+        self.passed_over |= {folder for folder, _ in point.passed_over}
+        found = point.commit
+        if found:
+            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
+        return found
+
+    def state(self) -> RunState:
+        """Where that commit stands."""
+        found = self.resume_point()
+        return found.state if found else RunState()
+
+    def attempt(self, stage: Stage, state: RunState) -> None:
+        """Generations of one stage until it is promoted; gives up after max_restarts that made no commit."""
+        failures, allowed = 0, self.config.train.max_restarts
+        committed, index = state.step, state.stage
+        while self.state().stage == index:
+            self.stage_step = self.state().stage_step
+            fitting = limits(self.folder)
+            outcome = self.generation(TRAINER, stage, self.config.cluster.cpus_per_worker)
+            if outcome.finished:
+                continue
+            step = self.state().step
+            failures, committed = (failures + 1 if step == committed else 1), step
+            if limits(self.folder) != fitting:  # out of memory: the next one plans with a smaller micro-batch, nothing has failed
+                failures = 0
+            self.board.say(
+                f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
+            )
+            if failures > allowed:
+                raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
+        self.why = "stage"
+
+    def usable(self, stage: Stage, seats: int) -> int:
+        """How many of so many seats the stage can use."""
+        parts = ingredients(stage, self.dataset.manifest.spec.stride)
+        return usable(seats, [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
+
+    def seats(self, stage: Stage | None) -> tuple[list[Held], bool]:
+        """(the seats of the next generation, one to sample; whether they were there at once). Raises UserError when too few come."""
+        began, cluster = time.monotonic(), self.config.cluster
+        fewest = max(cluster.fewest, self.config.parallel.tp * self.config.parallel.sp) if stage else 1
+        self.gang.gather(fewest, cluster.wait_seconds, self.why == "start", self.look, self.board.say)
+        waited = time.monotonic() - began
+        if waited > LOOK_SECONDS:
+            events.record(self.folder, "wait", what="seats", seconds=waited)
+        ready = self.gang.ready
+        if self.why == "start":
+            self.examine(ready)
+        return ready[: self.usable(stage, len(ready)) if stage else 1], waited <= LOOK_SECONDS
+
+    def examine(self, seats: Sequence[Held]) -> None:
+        """Say what the seats see. Raises UserError where they could not train."""
+        folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
+        sights = health.examine({held.node: held.seat for held in seats}, [folder.absolute() for folder in folders])
+        for line in health.lines(sights, len(seats)):
+            self.board.say(line)
+        events.record(self.folder, "health", nodes=[vars(sight) for sight in sights])
+
+    def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
+        """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
+        used, at_once = self.seats(stage)
+        if not lease.holds(self.folder, self.number):
+            raise RunFailed(f"another process has taken over {self.folder}")
+        number, before, self.world = lease.draw(self.folder), self.world, len(used)
+        self.number, self.wish, self.decided = number, None, ("stay", 0)
+        if stage and before not in (0, self.world):
+            events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
+            self.board.say(f"training goes on with {self.world} workers instead of {before}")
+        events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
+        self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
+        self.pace.generation(at_once)
+        outcome = generation.run(
+            [held.seat for held in used],
+            target,
+            self.payloads(number, threads),
+            self.on_message,
+            generation=number,
+            silence=self.config.cluster.silence,
+            should_stop=lambda: self.ends_early(used, stage),
+        )
+        self.check()
+        self.why = self.ending if outcome.stopped else "roll_back" if outcome.finished else "failure"
+        if not outcome.finished:
+            events.record(self.folder, "failure", generation=number, **failures.told(outcome))
+            self.instruments.failure(outcome.cause)
+            path = failures.write(self.folder, number, outcome)
+            for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
+                self.board.say(line)
+        self.instruments.goodput(account(self.folder, time.time()))
+        self.gang.drop([used[rank].seat for rank in outcome.lost])
+        self.gang.release()
+        return outcome
+
+    def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
+        """What each rank of a generation is told."""
+        found = self.resume_point()
+        told = {
+            "commit": str(found.folder) if found else None,
+            "config": self.config.model_dump(mode="json"),
+            "run": str(self.folder),
+            "dataset": str(self.dataset.folder.absolute()),
+            "threads": threads,
+        }
+        logs = self.folder / "logs"
+        return [told | {"log": str(logs / f"generation-{number:04d}-rank-{rank:05d}.log")} for rank in range(self.world)]
+
+    def ends_early(self, used: Sequence[Held], stage: Stage | None) -> str | None:
+        """Why the generation on these seats should end before its stage does, None while it should go on. Asked all the time."""
+        try:
+            self.check()
+        except Stopped:
+            return generation.AT_ONCE
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            self.look()
+            if any(held in self.gang.leaving for held in used):
+                self.ending, self.wish = "shrink", generation.AT_ONCE
+                self.board.say("a node is leaving: its seats commit and leave")
+            elif stage:
+                self.wish = self.growth(stage)
+        return self.wish
+
+    def look(self) -> None:
+        """Take in what has become of nodes and seats, and tell it. Raises Stopped."""
+        self.check()
+        self.gang.refresh()
+        for node, state in self.gang.news():
+            events.record(self.folder, "node", node=node, state=state)
+            if state != "joined":
+                self.board.say(f"node {node[:8]} is {state}" + (f": {self.gang.problem}" if state == "marked" else ""))
+
+    def growth(self, stage: Stage) -> str | None:
+        """When to end this generation for one on more seats, None for not at all."""
+        possible, self.ending = self.usable(stage, len(self.gang.ready)), "grow"
+        decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
+        if (decision.choice, possible) != self.decided:
+            self.decided = (decision.choice, possible)
+            fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
+            events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)
+        return {"stay": None, "now": generation.AT_ONCE, "commit": generation.AT_THE_NEXT_COMMIT}[decision.choice]
+
+    def on_message(self, rank: int, message: dict[str, Any]) -> None:
+        if message["kind"] == "step":
+            self.stage_step += 1
+            self.board.show(self.line.text(message, self.stage_step))
+            self.instruments.step(message, self.stage_step)
+            self.pace.step(message)
+        elif message["kind"] == "event":
+            self.instruments.event(message["event"], message)
+            if message["event"] == "commit":
+                self.pace.commit()
+        elif message["kind"] == "samples":
+            self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])
