@@ -32,12 +32,13 @@ Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sourc
 def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
-    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
+    Ends early with a commit where less is mixed in from then on, and without one when the guard takes the run back: the next
+    generation goes on from the last commit.
     """
-    rule, committed, saving = task.stage.promotion, state, 0.0
+    rule, committed, saving, change = task.stage.promotion, state, 0.0, task.stage.next_change(state.stage_step)
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
-        while (reason := promotion_reason(rule, state)) is None:
+        while (reason := promotion_reason(rule, state, task.bucket)) is None and state.stage_step != change:
             with trace.step(state.step + 1):
                 state, metrics = train_step(task, engine, state, batches, journal)
             if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
@@ -51,12 +52,18 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
-            if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
+            ends = state.stage_step == change or promotion_reason(rule, state, task.bucket)
+            if state.step - committed.step >= task.train.commit_every and not ends:
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
                 saving, committed = keeper.commit(state, "periodic", permanent), state
     finally:
         batches.close()
         trace.close()
+    if reason is None:
+        keeper.commit(state, "change of mixture", permanent=False)
+        keeper.saver.wait()
+        journal.event("mixture", stage=task.stage.name, step=state.step, mix=[vars(mix) for mix in task.stage.at(state.stage_step).mix])
+        return
     keeper.commit(state.promoted(), f"end of stage {task.stage.name}: {reason}", permanent=True)
     keeper.saver.wait()
     journal.event("promotion", stage=task.stage.name, step=state.step, reason=reason)
@@ -66,6 +73,7 @@ def passes(task: StageTask, state: RunState) -> Iterator[tuple[Step, int, Unit]]
     """This rank's passes from `state` on, for ever, each with the step and the source it belongs to."""
     positions = dict(state.samples)
     while True:
+        task.settle(positions)
         step = plan_step(task.sources, positions)
         yield from ((step, place, unit) for place, plan in enumerate(step.plans) for unit in plan.units[task.dp_rank])
         positions |= {bucket: positions.get(bucket, 0) + samples for bucket, samples in task.consumed.items()}
@@ -99,7 +107,7 @@ def train_step(
         sums[place, : losses_BT.shape[1]] += losses[-1].sum(0)
     engine.mesh.sum_losses(sums)
     norm, skipped = engine.finish_step()
-    state = state.stepped(task.consumed, skipped, before.after(task.guard, norm, skipped))
+    state = state.stepped(task.consumed, skipped, before.after(task.guard, norm, skipped), task.epochs)
     if reason := guard.fault(task.guard, before, norm):
         tell_skip(task, step, losses, state, norm, reason, journal)
     seconds = time.perf_counter() - started - waited
