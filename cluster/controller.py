@@ -1,37 +1,34 @@
-"""The job from start to end: data, seats, one generation per stage (or per failure), samples, report. The `train` command.
-
-A generation's end, whatever its reason, leads to the same three lines: draw the next number, start from the last commit, watch.
+"""The controller: a detached, named Ray actor that steers one run. Its only state is the run's folder: Ray restarts it after a kill, and
+it goes on from what it finds there. attach.py starts it and follows it; what it does with the seats stands in run.py.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import asdict
+import os
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from cluster import dataset as datasets
-from cluster import generation, run_folder, session, summary, torchrun
-from cluster.checks import check_initial, check_samples, check_stages
+from cluster import run_folder, summary
+from cluster.checks import check_samples
 from cluster.encode import Progress
-from cluster.progress import Terminal, TrainingLine
-from cluster.seats import Seats, make_seats
-from data_pipeline.loader import Dataset
-from trainer import config as configs
-from trainer import events, lease, weights
-from trainer.checkpoint.commit import Commit, check_ids, resume_point
-from trainer.checkpoint.files import is_sound
+from cluster.progress import Board
+from cluster.run import Run, RunFailed, Stopped
+from cluster.seats import make_seats
+from data_pipeline.errors import UserError
+from trainer import events, weights
 from trainer.config import RunConfig
-from trainer.curriculum import RunState, Stage
 from trainer.exporter import serving
-from trainer.inspection import report
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
-from trainer.micro_batches import limits
-from trainer.mixture import ingredients
-from trainer.planner import usable
 
-TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+LINGER_SECONDS = 10.0  # that the actor can still be asked how the run ended
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
 PRELOAD = [
     "torch.distributed",
@@ -42,173 +39,133 @@ PRELOAD = [
 ]
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a controller is started with. cwd: what relative paths of the recipe mean; ray_folder: of the starter's private Ray."""
+
+    config: RunConfig
+    matched: weights.Match | None
+    cwd: str
+    ray_folder: str | None
+
+
+@dataclass(frozen=True)
+class End:
+    """How the run ended: the exit code of `train`, and the line for its errors."""
+
+    code: int
+    error: str = ""
+
+
 def preload(config: RunConfig) -> list[str]:
     """What the seats of a run import ahead; PEFT and Megatron only where they are used."""
     used = {"peft": config.train.lora.rank > 0, "trainer.parallel.layers": config.parallel.tp > 1}
     return PRELOAD + [module for module, needed in used.items() if needed]
 
 
-class RunFailed(Exception):
-    """The run cannot go on by itself; says why and where to look."""
+class Controller:
+    """The actor. The run goes on in a thread from the moment it is made, or made again by Ray."""
 
+    def __init__(self, order: Order) -> None:
+        if Path(order.cwd).is_dir():  # not so on another node: paths are absolute there
+            os.chdir(order.cwd)
+        self._order, self._config = order, order.config
+        self._restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._itself = ray.get_runtime_context().current_actor
+        self._board, self._stopping = Board(), threading.Event()
+        self._end: End | None = None
+        self._followers: dict[str, float] = {}  # who follows and has not heard of the end: when it asked last
+        self._thread = threading.Thread(target=self._live, name="run", daemon=True)
+        self._thread.start()
 
-def command(arguments: list[str], environment: dict[str, str]) -> int:
-    """`train`: refuse what can be refused before anything is started, then run to the end or to the reason why not."""
-    config, terminal = weights.resolved(configs.load(arguments)), Terminal()
-    if config.cluster.launcher == "torchrun":
-        return torchrun.command(config, environment)
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
-    run_folder.check(config, inside_job)
-    spec = datasets.encode_spec(config)
-    check_stages(config, spec)
-    matched = check_initial(config, spec)
-    job = datasets.find(config, spec)
-    address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
-    try:
-        train(config, job, matched, address, terminal)
-    except RunFailed as failure:
-        terminal.say(f"failed: {failure}")
-        return 1
-    finally:
-        terminal.end()
-    return 0
+    def follow(self, follower: str, life: str, seen: int) -> tuple[str, int, list[tuple[str, str]], End | None]:
+        """What there is to tell since the first `seen` lines of `life` (see Board.since), and how the run has ended if it has; waits a
+        moment for news."""
+        self._followers[follower] = time.monotonic()
+        told = self._board.since(life, seen, 0.0 if self._end else 1.0)
+        end = self._end if not told[2] else None  # all lines first
+        if end:
+            del self._followers[follower]
+        return *told, end
 
+    def leave(self, follower: str) -> None:
+        """The follower will not ask again."""
+        self._followers.pop(follower, None)
 
-def train(config: RunConfig, job: datasets.EncodeJob, matched: weights.Match | None, address: str | None, terminal: Terminal) -> None:
-    """The whole job. Seats warm up while the videos are encoded."""
-    workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
-    instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
+    def followers(self) -> int:
+        """How many follow who have not heard of the end."""
+        return sum(time.monotonic() - asked < 3.0 for asked in [*self._followers.values()])
 
-    def on_progress(progress: Progress) -> None:
-        terminal.encoding(progress)
-        instruments.encoding(progress.done, progress.total, progress.clips)
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as seen from here: what the folder does not say."""
+        return {"folder": str(self._config.run_folder.absolute()), "line": self._board.live, "ended": self._end and asdict(self._end)}
 
-    with serving(instruments.meter, config.metrics.host, config.metrics.port), session.connect(address, workers * cpus) as ray_session:
-        seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
+    def stop(self) -> None:
+        """End the run: its trainers are asked to leave, and a commit that is being written is finished. Returns when it has ended."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _live(self) -> None:
         try:
-            terminal.say(
-                f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, {workers} workers of {cpus} CPUs\n"
-                f"data  {len(job.sources.sources)} videos in {job.videos}"
-            )
-            dataset, reused = datasets.prepare(job, workers * cpus, on_progress)
-            instruments.dataset(*summary.dataset_counts(dataset))
-            for line in summary.dataset_lines(job, dataset, reused):
-                terminal.say(line)
-            check_samples(config, dataset)
-            run, number = run_folder.take(config)
-            events.record(
-                run, "start", dataset=dataset.id, data_folder=str(dataset.folder), sources=asdict(dataset.manifest.sources), reused=reused
-            )
-            if matched:
-                for line in weights.summary(matched, config.train.init):
-                    terminal.say(line)
-                events.record(run, "initial", **vars(config.train.init), **vars(matched))
-            Run(config, run, number, dataset, seats, terminal, instruments).to_the_end()
-        finally:
-            seats.close()
+            self._train()
+            end = End(0)
+        except Stopped:
+            end = End(1, "stopped; the same command continues from the last commit")
+        except RunFailed as failure:
+            self._board.say(f"failed: {failure}")
+            end = End(1)
+        except UserError as error:
+            end = End(2, f"error: {error}")
+        except OSError as error:
+            place = f"{error.filename}: {error.strerror}" if error.filename else traceback.format_exc()
+            end = End(2, f"error: {place}; what was done so far is kept, mend it and run again")
+        except BaseException:
+            end = End(1, traceback.format_exc())
+        run_folder.give_back(self._config)
+        self._end = end
+        threading.Thread(target=self._leave, daemon=True).start()
 
+    def _leave(self) -> None:
+        time.sleep(LINGER_SECONDS)
+        ray.kill(self._itself, no_restart=True)
 
-class Run:
-    """A run on its seats, for as long as this process steers it."""
+    def _train(self) -> None:
+        """The whole job. Seats warm up while the videos are encoded."""
+        config, board = self._config, self._board
+        workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
+        run, number = run_folder.take(config, restarted=self._restarted)
+        run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
+        instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
 
-    def __init__(
-        self, config: RunConfig, folder: Path, number: int, dataset: Dataset, seats: Seats, terminal: Terminal, instruments: RunInstruments
-    ) -> None:
-        self.config, self.folder, self.dataset, self.seats, self.terminal = config, folder, dataset, seats, terminal
-        self.instruments = instruments
-        self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
-        self.line = TrainingLine(config.curriculum.stages)
-        self.stage_step = 0
-        self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
-        self.passed_over: set[str] = set()
+        def on_progress(progress: Progress) -> None:
+            if self._stopping.is_set():
+                raise Stopped
+            board.encoding(progress)
+            instruments.encoding(progress.done, progress.total, progress.clips)
 
-    def to_the_end(self) -> None:
-        """All stages, then the samples and the report."""
-        stages = self.config.curriculum.stages
-        while (state := self.state()).stage < len(stages):
-            self.attempt(stages[state.stage], state)
-        shown = self.generation(SHOWCASE, 1, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
-        if not shown.finished:
-            raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
-        events.record(self.folder, "finish", step=self.state().step)
-        report.write(self.folder)
-        for line in summary.run_lines(self.folder, shown.messages[0] or {}):
-            self.terminal.say(line)
-
-    def resume_point(self) -> Commit | None:
-        """The commit to go on from; says which newer ones cannot be. Raises UserError when it was made of other data."""
-        point = resume_point(self.folder, self.is_sound)
-        for folder, reason in point.passed_over:
-            if folder not in self.passed_over:
-                self.terminal.say(f"commit {folder} is passed over: {reason}")
-                events.record(self.folder, "passed_over", commit=folder, reason=reason)
-        self.passed_over |= {folder for folder, _ in point.passed_over}
-        found = point.commit
-        if found:
-            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
-        return found
-
-    def state(self) -> RunState:
-        """Where that commit stands."""
-        found = self.resume_point()
-        return found.state if found else RunState()
-
-    def attempt(self, stage: Stage, state: RunState) -> None:
-        """Generations of one stage until it is promoted; gives up after max_restarts that made no commit."""
-        failures, allowed = 0, self.config.train.max_restarts
-        committed, index = state.step, state.stage
-        while self.state().stage == index:
-            self.stage_step = self.state().stage_step
-            parts = ingredients(stage, self.dataset.manifest.spec.stride)
-            replica = self.config.parallel.tp * self.config.parallel.sp
-            world = usable(len(self.seats), [part.samples for part in parts], replica)
-            fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, world, self.config.cluster.cpus_per_worker)
-            if outcome.finished:
-                continue
-            step = self.state().step
-            failures, committed = (failures + 1 if step == committed else 1), step
-            if limits(self.folder) != fitting:  # out of memory: the next one plans with a smaller micro-batch, nothing has failed
-                failures = 0
-            self.terminal.say(
-                f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
-            )
-            if failures > allowed:
-                raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
-
-    def generation(self, target: str, world: int, threads: int) -> generation.Outcome:
-        """One life of a process group: draw its number, start it, watch it to its end. Lost seats are replaced."""
-        if not lease.holds(self.folder, self.number):
-            raise RunFailed(f"another process has taken over {self.folder}")
-        number = self.number = lease.draw(self.folder)
-        found = self.resume_point()
-        payloads = [
-            {
-                "commit": str(found.folder) if found else None,
-                "config": self.config.model_dump(mode="json"),
-                "run": str(self.folder),
-                "dataset": str(self.dataset.folder.absolute()),
-                "threads": threads,
-                "log": str(self.folder / "logs" / f"generation-{number:04d}-rank-{rank:05d}.log"),
-            }
-            for rank in range(world)
-        ]
-        events.record(self.folder, "generation", generation=number, world=world, target=target)
-        self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
-        outcome = generation.run(self.seats[:world], target, payloads, self.on_message, generation=number)
-        if not outcome.finished:
-            events.record(self.folder, "failure", generation=number, rank=outcome.failed_rank, reason=outcome.reason)
-            self.instruments.failure(outcome.cause)
-        for place in outcome.lost:
-            self.seats.replace(place)
-        return outcome
-
-    def on_message(self, rank: int, message: dict[str, Any]) -> None:
-        if message["kind"] == "step":
-            self.stage_step += 1
-            self.terminal.show(self.line.text(message, self.stage_step))
-            self.instruments.step(message, self.stage_step)
-        elif message["kind"] == "event":
-            self.instruments.event(message["event"], message)
-        elif message["kind"] == "samples":
-            self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])
+        with serving(instruments.meter, config.metrics.host, config.metrics.port):
+            seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
+            try:
+                job = datasets.find(config, datasets.encode_spec(config))
+                board.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
+                dataset, reused = datasets.prepare(job, workers * cpus, on_progress)
+                instruments.dataset(*summary.dataset_counts(dataset))
+                for line in summary.dataset_lines(job, dataset, reused):
+                    board.say(line)
+                check_samples(config, dataset)
+                run_folder.keep_config(config)
+                events.record(
+                    run,
+                    "start",
+                    dataset=dataset.id,
+                    data_folder=str(dataset.folder),
+                    sources=asdict(dataset.manifest.sources),
+                    reused=reused,
+                )
+                if self._order.matched:
+                    for line in weights.summary(self._order.matched, config.train.init):
+                        board.say(line)
+                    events.record(run, "initial", **vars(config.train.init), **vars(self._order.matched))
+                Run(config, run, number, dataset, seats, board, instruments, self._stopping.is_set).to_the_end()
+            finally:
+                seats.close()

@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 Message = dict[str, Any]
 SETTLE_SECONDS = 0.5  # how long a rank that only lost its peer waits for the rank that caused it
 RETRY_SECONDS = 1.0
+TICK_SECONDS = 0.2
 ECHO = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|failed to (connect|recv)|timed? ?out"
     r"|remote process exited|ncclRemoteError",
@@ -83,19 +84,27 @@ def run(
     *,
     generation: int,
     grace_seconds: float = 20.0,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> Outcome:
     """Run target ("package.module:function") as one process group, one rank per seat, until it has ended everywhere.
 
     Rank r gets payloads[r] | {rank, world, host, port, generation}; rank 0 also the listening socket of (host, port).
     on_message(rank, message) sees every report in the order of its rank. The first process that fails ends the rest.
-    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`.
+    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`. So does an answer of
+    should_stop(), asked every TICK_SECONDS; a group that ends because it was asked to has finished.
     """
     last: list[Message | None] = [None] * len(seats)
     try:
         started, ends = _start(seats, target, payloads, generation)
         if ends:
             _ask(seats, "kill")
-        for rank, message in _messages({rank: seats[rank] for rank in started}, poll_seconds):
+        asked = None
+        for told in _messages({rank: seats[rank] for rank in started}, poll_seconds):
+            if not asked and (asked := should_stop()):
+                _ask(seats, "stop", grace_seconds)
+            if told is None:
+                continue
+            rank, message = told
             end = _end(rank, message, last[rank])
             if end is None:
                 last[rank] = message
@@ -151,11 +160,14 @@ def _start(seats: Sequence[ActorHandle], target: str, payloads: Sequence[Message
     return started, ends
 
 
-def _messages(seats: dict[int, ActorHandle], poll_seconds: float) -> Iterator[tuple[int, Message]]:
-    """(rank, message) of all seats as they come, until each has sent its exit or is lost ({"kind": "lost"})."""
+def _messages(seats: dict[int, ActorHandle], poll_seconds: float) -> Iterator[tuple[int, Message] | None]:
+    """(rank, message) of all seats as they come, until each has sent its exit or is lost ({"kind": "lost"}); None where none comes."""
     calls: dict[ray.ObjectRef, int] = {seat.wait.remote(poll_seconds): rank for rank, seat in seats.items()}
     while calls:
-        ready, _ = ray.wait([*calls], num_returns=1)
+        ready, _ = ray.wait([*calls], num_returns=1, timeout=TICK_SECONDS)
+        if not ready:
+            yield None
+            continue
         rank = calls.pop(ready[0])
         messages: list[Message] = []
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
+import uuid
 from collections import deque
 from typing import Any, TextIO
 
@@ -45,11 +47,52 @@ class Terminal:
             self._open = False
 
     def encoding(self, progress: EncodeProgress) -> None:
-        slowest = f"  waiting for {progress.bottleneck}" if progress.bottleneck != "none" else ""
-        self.show(
-            f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  "
-            f"ETA {clock(progress.eta)}{slowest}"
-        )
+        self.show(encoding_line(progress))
+
+
+class Board:
+    """What a controller has to tell, for whoever asks, from several threads: entries ("say" or "show", text) of one life of it."""
+
+    def __init__(self) -> None:
+        self.live = ""  # the state right now
+        self._life = uuid.uuid4().hex
+        self._said: list[str] = []
+        self._shown = 0  # how often `live` has changed
+        self._news = threading.Condition()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        with self._news:
+            self._said.append(text)
+            self._news.notify_all()
+
+    def show(self, text: str) -> None:
+        """The state right now."""
+        with self._news:
+            self.live = text
+            self._shown += 1
+            self._news.notify_all()
+
+    def encoding(self, progress: EncodeProgress) -> None:
+        self.show(encoding_line(progress))
+
+    def since(self, life: str, seen: int, patience: float) -> tuple[str, int, list[tuple[str, str]]]:
+        """(this life, the number of its lines, those behind the first `seen` of `life` and then the state right now, where it changes
+        meanwhile). Waits for news, `patience` seconds at most; a reader of another life is told everything."""
+        with self._news:
+            first, shown = (seen if life == self._life else 0), self._shown
+            self._news.wait_for(lambda: len(self._said) > first or self._shown > shown, patience)
+            news = [("say", text) for text in self._said[first:]]
+            return self._life, len(self._said), news + [("show", self.live)] * (self._shown > shown)
+
+
+def encoding_line(progress: EncodeProgress) -> str:
+    """How far the videos are."""
+    slowest = f"  waiting for {progress.bottleneck}" if progress.bottleneck != "none" else ""
+    return (
+        f"encode {progress.done}/{progress.total} videos  {progress.clips} clips  {progress.rate:.1f} videos/s  "
+        f"ETA {clock(progress.eta)}{slowest}"
+    )
 
 
 class TrainingLine:

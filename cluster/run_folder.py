@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
+import socket
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,20 @@ from trainer.checkpoint.files import write_durably
 from trainer.config import RunConfig, dump, first_difference
 
 CONFIG = "config.yaml"
+CONTROLLER = "lease/controller.json"
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Where a run's controller lives: the address of its Ray, the host, and the folder of that Ray when it is a private one."""
+
+    address: str
+    host: str
+    ray_folder: str | None
 
 
 def check(config: RunConfig, inside_job: bool) -> None:
-    """Raises UserError when the folder cannot be this run's: relative inside a job, unwritable, another recipe's, or in use."""
+    """Raises UserError when the folder cannot be this run's: relative inside a job, unwritable or another recipe's."""
     folder = config.run_folder
     if inside_job and not folder.is_absolute():
         raise UserError(
@@ -31,7 +46,6 @@ def check(config: RunConfig, inside_job: bool) -> None:
             )
     elif folder.exists() and any(path.name != "lease" for path in folder.iterdir()):
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
-    check_free(folder)
     check_writable(folder, "run.root")
     if isinstance(config.data_root, Path):
         check_writable(config.data_root, "data.root")
@@ -67,12 +81,42 @@ def check_writable(folder: Path, key: str) -> None:
         raise UserError(f"{parent} cannot be written ({error.strerror}): choose another {key}") from None
 
 
-def take(config: RunConfig) -> tuple[Path, int]:
-    """(the run's folder, made with its config.yaml if it is new; the generation number that makes this process its owner)."""
+def take(config: RunConfig, restarted: bool = False) -> tuple[Path, int]:
+    """(the run's folder, made if it is new; the generation number that makes this process its owner). `restarted`: in the place of an
+    owner that Ray holds for dead, who may still be about; its writes are fenced off from here on."""
     folder = config.run_folder.absolute()
-    check_free(folder)
+    if not restarted:
+        check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    number = lease.draw(folder)
+    return folder, lease.draw(folder)
+
+
+def keep_config(config: RunConfig) -> None:
+    """Make the folder the run's for good: its config.yaml is that of its first start."""
+    path = config.run_folder / CONFIG
+    if not path.exists():
+        write_durably(path, dump(config))
+
+
+def give_back(config: RunConfig) -> None:
+    """After the run has ended: nobody steers it any more. A folder that has come to nothing goes."""
+    folder = config.run_folder
+    (folder / CONTROLLER).unlink(missing_ok=True)
     if not (folder / CONFIG).exists():
-        write_durably(folder / CONFIG, dump(config))
-    return folder, number
+        shutil.rmtree(folder / "lease", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def note_residence(config: RunConfig, address: str, ray_folder: str | None) -> None:
+    """Say where the run's controller can be found."""
+    residence = Residence(address, socket.gethostname(), ray_folder)
+    write_durably(config.run_folder / CONTROLLER, json.dumps(asdict(residence)))
+
+
+def residence(config: RunConfig) -> Residence | None:
+    """Where the run's controller was last; None when it has ended in order, or never begun."""
+    try:
+        return Residence(**json.loads((config.run_folder / CONTROLLER).read_text()))
+    except (OSError, ValueError):
+        return None

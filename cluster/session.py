@@ -20,17 +20,23 @@ import ray
 from data_pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TOKEN = "token"  # of a private Ray, in its folder: for its user's other processes
 OBJECT_STORE_BYTES = 512 << 20  # decoded frames and latents on their way; the encode pool bounds them
 
 
 @dataclass(frozen=True)
 class Session:
-    """A live connection. `private`: started here and stopped with the context. `seconds`: what connecting took."""
+    """A live connection. folder: of a private Ray, which was started here and stops with the context; None of one that was joined.
+    seconds: what connecting took."""
 
     address: str
-    private: bool
+    folder: str | None
     cpus: int
     seconds: float
+
+    @property
+    def private(self) -> bool:
+        return self.folder is not None
 
 
 @contextlib.contextmanager
@@ -41,7 +47,7 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
               running. Other Rays on the machine are never touched: a private one has its own folder and ports.
     cpus      CPUs that a private Ray offers at least, even when the machine has fewer cores.
     temp_dir  folder for a private Ray's sockets and logs (short: a socket path holds 107 bytes); by default a new
-              folder under the system's, removed at the end.
+              folder under the system's, removed at the end. With an address: the folder of the private Ray to join.
     Raises UserError when the address cannot be reached.
     """
     started = time.monotonic()
@@ -53,11 +59,14 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
             cpus = max(cpus, os.cpu_count() or 1)
             _start_private(cpus, temp_dir)
         else:
+            if temp_dir is not None:
+                os.environ["RAY_AUTH_TOKEN"] = (Path(temp_dir) / TOKEN).read_text()
+                temp_dir = None
             _join(address)
         cleanup.callback(ray.shutdown)
         yield Session(
             address=ray.get_runtime_context().gcs_address,
-            private=address is None,
+            folder=temp_dir,
             cpus=int(ray.cluster_resources().get("CPU", 0)),
             seconds=time.monotonic() - started,
         )
@@ -67,6 +76,8 @@ def _start_private(cpus: int, temp_dir: str) -> None:
     # Ray listens on every interface: the token, which only this process and its children know, keeps others out.
     # Ray itself then turns authentication on, unless RAY_AUTH_MODE says otherwise.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    (Path(temp_dir) / TOKEN).write_text(os.environ["RAY_AUTH_TOKEN"])
+    (Path(temp_dir) / TOKEN).chmod(0o600)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
     ray.init(
         address="local",
@@ -86,6 +97,15 @@ def _join(address: str) -> None:
         raise UserError(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
     except ValueError as error:  # a malformed address, or a job whose runtime_env sets PYTHONPATH itself
         raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens at host:port."""
+    try:
+        _probe(address)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _probe(address: str) -> None:

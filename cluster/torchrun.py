@@ -92,6 +92,7 @@ def command(config: RunConfig, environment: dict[str, str]) -> int:
 def prepare(config: RunConfig, terminal: Terminal) -> dict[str, str]:
     """Everything that one process does for all: refuse what cannot be, encode the videos if needed, take the run's folder."""
     run_folder.check(config, inside_job=False)
+    run_folder.check_free(config.run_folder)
     spec = datasets.encode_spec(config)
     check_stages(config, spec)
     matched = check_initial(config, spec)
@@ -101,6 +102,7 @@ def prepare(config: RunConfig, terminal: Terminal) -> dict[str, str]:
         terminal.say(text)
     check_samples(config, dataset)
     run = run_folder.take(config)[0]
+    run_folder.keep_config(config)
     if matched:
         for text in weights.summary(matched, config.train.init):
             terminal.say(text)

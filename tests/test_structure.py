@@ -48,7 +48,7 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     assert not reads or str(path.relative_to(REPOSITORY)) in allowed
 
 
-@pytest.mark.parametrize("module", ["data_pipeline.encode", "cluster.controller"])
+@pytest.mark.parametrize("module", ["data_pipeline.encode", "cluster.train_command"])
 def test_the_driver_and_the_encoders_never_import_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, timeout=120).returncode == 0

@@ -17,7 +17,7 @@ import signal
 from data_pipeline.errors import UserError
 
 COMMANDS = {
-    "train": ("cluster.controller", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
+    "train": ("cluster.train_command", "train (the default): encode the videos if needed, run the curriculum, sample, write the report"),
     "sample": ("trainer.commands.sample", "sample <model> --image cat.png --text ...: continue an image or a video with a trained model"),
     "export": ("trainer.commands.export", "export <run> -o folder: the model as a folder that loads without Ray or DeepSpeed"),
     "evaluate": ("trainer.commands.evaluate", "evaluate <model> [<model>]: losses, drift and motion on held-out clips, compared; a page"),

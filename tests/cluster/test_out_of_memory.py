@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.controller import Run, RunFailed
 from cluster.generation import Outcome
+from cluster.run import Run, RunFailed
 from tests.distributed.training import recipe, stage
 from trainer.curriculum import RunState
 from trainer.micro_batches import halve, limits
@@ -19,7 +19,7 @@ class Rehearsal(Run):
 
     def __init__(self, folder: Path, generations: list[int], max_restarts: int) -> None:
         self.config = recipe([stage("only", 3)], max_restarts=max_restarts)
-        self.folder, self.told, self.seats, self.terminal = folder, generations, [None], self  # type: ignore[assignment]
+        self.folder, self.told, self.seats, self.board = folder, generations, [None], self  # type: ignore[assignment]
         self.now = RunState()
 
     def say(self, text: str) -> None: ...
@@ -37,7 +37,7 @@ class Rehearsal(Run):
 
 
 def attempt(run: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.controller.usable", lambda *told: 1)
+    monkeypatch.setattr("cluster.run.usable", lambda *told: 1)
     run.dataset = SimpleNamespace(manifest=SimpleNamespace(spec=SimpleNamespace(stride=(4, 8, 8))))  # type: ignore[assignment]
     run.attempt(run.config.curriculum.stages[0], run.now)
 

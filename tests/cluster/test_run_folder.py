@@ -34,7 +34,10 @@ def refusal(config: RunConfig, inside_job: bool = False) -> str:
 def made(root: Path, *arguments: str) -> RunConfig:
     """The recipe of a run that a process which has ended made."""
     config = recipe(root, *arguments)
-    code = "import sys; from cluster import run_folder; from trainer.config import load; run_folder.take(load(sys.argv[1:]))"
+    code = (
+        "import sys; from cluster import run_folder as f; from trainer.config import load; "
+        "recipe = load(sys.argv[1:]); f.take(recipe); f.keep_config(recipe)"
+    )
     words = [f"run.root={root}", "run.name=mine", *arguments]
     subprocess.run([sys.executable, "-c", code, *words], cwd=REPOSITORY, check=True, timeout=50)
     return config
@@ -86,11 +89,29 @@ def test_a_run_whose_owner_lives_is_refused_by_process(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     folder, number = run_folder.take(config)
     assert (folder, number) == (tmp_path / "mine", 1)
-    line = refusal(config)
-    assert f"run {folder} is live in process {os.getpid()} on {socket.gethostname()}" in line
-    with pytest.raises(UserError, match="is live in process"):
+    with pytest.raises(UserError, match=f"run {folder} is live in process {os.getpid()} on {socket.gethostname()}"):
         run_folder.take(config)
     assert lease.current(folder) == 1
+
+
+def test_who_is_started_in_the_place_of_an_owner_takes_the_run_over(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    run_folder.take(config)
+    assert run_folder.take(config, restarted=True)[1] == 2
+
+
+def test_a_run_that_has_come_to_nothing_leaves_no_folder_and_one_that_has_not_its_config(tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    run_folder.take(config)
+    run_folder.note_residence(config, "host:1", None)
+    assert run_folder.residence(config) == run_folder.Residence("host:1", socket.gethostname(), None)
+    run_folder.give_back(config)
+    assert run_folder.residence(config) is None
+    assert everything(tmp_path) == {}
+    run_folder.take(config)
+    run_folder.keep_config(config)
+    run_folder.give_back(config)
+    assert sorted(everything(tmp_path / "mine")) == ["config.yaml", "lease", "lease/00000001.json"]
 
 
 def test_a_run_whose_owner_died_before_it_wrote_its_config_is_free(tmp_path: Path) -> None:
@@ -109,6 +130,7 @@ def test_a_run_of_another_host_cannot_be_seen_and_is_taken_over(tmp_path: Path) 
 def test_taking_keeps_the_config_of_the_first_start(tmp_path: Path) -> None:
     first = (made(tmp_path).run_folder / run_folder.CONFIG).read_text()
     folder, number = run_folder.take(recipe(tmp_path, "cluster.workers=1"))
+    run_folder.keep_config(recipe(tmp_path, "cluster.workers=1"))
     assert number == 2
     assert (folder / run_folder.CONFIG).read_text() == first
 

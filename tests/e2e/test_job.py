@@ -127,13 +127,37 @@ def test_a_stopped_or_killed_job_continues_where_it_was(tmp_path: Path, moment: 
     assert len([event for event in standing(lines(folder / "events.jsonl")) if event["event"] == "promotion"]) == 3
 
 
-def test_a_second_start_of_a_live_run_is_refused(tmp_path: Path) -> None:
+def test_a_second_start_attaches_and_leaving_it_leaves_the_run_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toy"
     process = start(SMALL, tmp_path)
-    wait_until(lambda: bool(lines(tmp_path / "runs" / "toy" / "metrics.jsonl")), process)
-    code, _, err = run(SMALL, tmp_path)
-    assert code == 2
-    assert f"is live in process {process.pid}" in err
-    assert finish(process)[0] == 0
+    wait_until(lambda: bool(lines(folder / "metrics.jsonl")), process)
+    follower = start(SMALL, tmp_path)
+    assert follower.stdout is not None
+    assert "attached" in follower.stdout.readline()
+    os.killpg(follower.pid, signal.SIGINT)
+    code, out, err = finish(follower)
+    assert (code, err) == (0, "")
+    assert "detached: the run goes on" in out
+    code, out, err = finish(process)
+    assert code == 0, out + err
+    assert_every_step_once(folder)
+
+
+def test_a_follower_sees_the_end_of_a_run_whose_controller_was_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toy"
+    process = start(SMALL, tmp_path)
+    wait_until(lambda: in_stage("longer", 4)(folder), process)
+    follower = start(SMALL, tmp_path)
+    assert follower.stdout is not None
+    assert "attached" in follower.stdout.readline()
+    owner = json.loads(max((folder / "lease").glob("[0-9]*.json")).read_text())
+    os.kill(owner["pid"], signal.SIGKILL)
+    for job in (process, follower):
+        code, out, err = finish(job)
+        assert code == 0, out + err
+        assert "the controller is lost; Ray starts it again" in out
+        assert "report  " in out
+    assert_every_step_once(folder)
 
 
 def test_no_process_is_left_behind(demo: tuple[Path, str]) -> None:

@@ -1,0 +1,99 @@
+"""From the command to the run's controller: find the one that lives, or start one, and follow it to its end.
+
+A run has at most one controller in a Ray, by its name; whoever starts the run again attaches to it.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import uuid
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster import run_folder, session
+from cluster.controller import Controller, End, Order
+from cluster.progress import Terminal
+from cluster.run_folder import Residence
+from trainer.config import RunConfig
+
+NAMESPACE = "videomar"
+CALLS = 32  # that a controller answers at once: followers wait in it
+RETRY_SECONDS = 0.5
+FAREWELL_SECONDS = 3.0  # that a private Ray outlives its run for others who follow
+
+
+def name_of(config: RunConfig) -> str:
+    """The actor's name."""
+    return f"run:{config.run_folder.absolute()}"
+
+
+def residence(config: RunConfig) -> Residence | None:
+    """The Ray of this host in which the run's controller lives, if there is one that answers."""
+    found = run_folder.residence(config)
+    return found if found and found.host == socket.gethostname() and session.answers(found.address) else None
+
+
+def find(config: RunConfig) -> ActorHandle | None:
+    """The controller of the live run in the Ray that is joined."""
+    try:
+        actor = ray.get_actor(name_of(config), namespace=NAMESPACE)
+        ended = ray.get(actor.status.remote())["ended"]
+    except (ValueError, RayActorError):
+        return None
+    if ended:  # it only lingers for those who followed it
+        ray.kill(actor, no_restart=True)
+        return None
+    return actor
+
+
+def start(config: RunConfig, order: Order) -> ActorHandle:
+    """A controller for the run, near this process; whoever comes at the same time gets the same one."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(Controller)
+    options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
+    return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here).remote(order)
+
+
+def follow(actor: ActorHandle, terminal: Terminal) -> End:
+    """Print what the controller tells until the run has ended. Outlives a controller that Ray starts again."""
+    follower, life, seen, lost = uuid.uuid4().hex, "", 0, False
+    try:
+        while True:
+            try:
+                life, seen, news, end = ray.get(actor.follow.remote(follower, life, seen))
+            except RayActorError as error:
+                if isinstance(error, ActorDiedError):  # not one of which Ray makes another
+                    return End(1, f"the run's controller has ended: {str(error).strip().splitlines()[-1]}")
+                if not lost:
+                    terminal.say("the controller is lost; Ray starts it again, and the run goes on from its folder")
+                lost = True
+                time.sleep(RETRY_SECONDS)
+                continue
+            lost = False
+            for kind, text in news:
+                (terminal.say if kind == "say" else terminal.show)(text)
+            if end:
+                return end
+    except BaseException:
+        actor.leave.remote(follower)
+        raise
+
+
+def say_farewell(actor: ActorHandle) -> None:
+    """Wait until whoever else follows has heard of the end: their Ray goes with this process."""
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    while time.monotonic() < deadline and ray.get(actor.followers.remote()):
+        time.sleep(RETRY_SECONDS / 5)
+
+
+def result(end: End) -> int:
+    """The exit code, after the line for errors."""
+    if end.error:
+        print(end.error.rstrip(), file=sys.stderr)
+    return end.code

@@ -1,0 +1,86 @@
+"""The `train` command: refuse what can be refused before anything is started, then start the run's controller and follow it to the end.
+Where the run is live it is attached to instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from cluster import attach, run_folder, session, torchrun
+from cluster import dataset as datasets
+from cluster.checks import check_initial, check_stages
+from cluster.controller import End, Order
+from cluster.progress import Terminal
+from trainer import config as configs
+from trainer import weights
+from trainer.config import RunConfig
+
+
+def command(arguments: list[str], environment: dict[str, str]) -> int:
+    """The run's exit code. The process that has started a run stops it when it is stopped itself; one that has attached leaves it alone."""
+    config, terminal = weights.resolved(configs.load(arguments)), Terminal()
+    if config.cluster.launcher == "torchrun":
+        return torchrun.command(config, environment)
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
+    run_folder.check(config, inside_job)
+    address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
+    try:
+        end = attached(config, terminal) or started(config, address, terminal)
+    finally:
+        terminal.end()
+    return attach.result(end)
+
+
+def attached(config: RunConfig, terminal: Terminal) -> End | None:
+    """The end of the run that lives on this host, in whatever Ray; None when there is none."""
+    home = attach.residence(config)
+    if home is None:
+        return None
+    with session.connect(home.address, 0, home.ray_folder):
+        actor = attach.find(config)
+        return watched(actor, terminal) if actor else None
+
+
+def started(config: RunConfig, address: str | None, terminal: Terminal) -> End:
+    """The end of the run, from its controller's start on, unless it lives already in the Ray that is joined."""
+    spec = datasets.encode_spec(config)
+    check_stages(config, spec)
+    matched = check_initial(config, spec)
+    datasets.find(config, spec)
+    with session.connect(address, config.cluster.workers * config.cluster.cpus_per_worker) as ray_session:
+        if actor := attach.find(config):
+            return watched(actor, terminal)
+        terminal.say(
+            f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, "
+            f"{config.cluster.workers} workers of {config.cluster.cpus_per_worker} CPUs"
+        )
+        actor = attach.start(config, Order(config, matched, str(Path.cwd()), ray_session.folder))
+        return steered(actor, terminal, ray_session.private)
+
+
+def watched(actor: ActorHandle, terminal: Terminal) -> End:
+    """The end of a run that another process has started; stopping this process only detaches it."""
+    terminal.say("the run is live: attached to it, Ctrl-C detaches")
+    try:
+        return attach.follow(actor, terminal)
+    except (KeyboardInterrupt, SystemExit):
+        terminal.say("detached: the run goes on; the same command attaches again")
+        return End(0)
+
+
+def steered(actor: ActorHandle, terminal: Terminal, private: bool) -> End:
+    """The end of the run that this process has started, and that stops with it."""
+    try:
+        return attach.follow(actor, terminal)
+    except BaseException:
+        try:
+            ray.get(actor.stop.remote())
+        except RayActorError:
+            ray.kill(actor, no_restart=True)
+        raise
+    finally:
+        if private:
+            attach.say_farewell(actor)
