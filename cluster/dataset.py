@@ -150,7 +150,7 @@ def prepare(
         return newest, True
     tokenizer_folder = make_tokenizer(job)
     records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    return write_generation(job, newest.manifest if newest else None, records, 0), False
+    return write_generation(job, next_manifest(job, newest.manifest if newest else None, records, 0)), False
 
 
 def opened(job: EncodeJob) -> Dataset | None:
@@ -170,17 +170,20 @@ def make_tokenizer(job: EncodeJob) -> Location:
     return tokenizer_folder
 
 
-def write_generation(job: EncodeJob, old: Manifest | None, records: Sequence[ChunkRecord], pending: int) -> Dataset:
+def next_manifest(job: EncodeJob, old: Manifest | None, records: Sequence[ChunkRecord], pending: int) -> Manifest:
     """The next generation of the data set, or its first, with the chunks of `records`; `pending` sources are still to come. Raises
     UserError when none are and a bucket has got no clip."""
     if old:
-        made = advance(old, records, pending)
         if not pending:
-            require_clips(manifest.train_sources(records), list(made.buckets), job.videos)
-    else:
-        tokenizer_folder = job.folder / TOKENIZER_FOLDER
-        fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
-        made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, pending=pending, **fingerprints)
+            require_clips(manifest.train_sources(records), list(old.buckets), job.videos)
+        return advance(old, records, pending)
+    folder = job.folder / TOKENIZER_FOLDER
+    fingerprints = {"tokenizer": tokenizer_fingerprint(folder), "text": text_fingerprint(folder, job.spec)}
+    return manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, pending=pending, **fingerprints)
+
+
+def write_generation(job: EncodeJob, made: Manifest) -> Dataset:
+    """Make it the newest one."""
     with writing(job.folder):
         manifest.write(made, job.folder)
     return open_dataset(job.folder)

@@ -18,6 +18,7 @@ from cluster.encode import DRAIN_SECONDS, Progress, encode_dataset
 from data_pipeline import growth
 from data_pipeline.encode import Chunk, plan_chunks
 from data_pipeline.loader import Dataset
+from data_pipeline.manifest import Manifest
 from data_pipeline.records import ChunkRecord
 from trainer.config import RunConfig
 from trainer.curriculum import Latents, Stage
@@ -49,24 +50,19 @@ class Readiness:
 
 
 @dataclass
-class Budget:
-    cpus: int
-    gpus: int = 0
-
-
-@dataclass
 class Feed:
-    """All data sets of a run. Encoding goes on in a thread from `start` to `close`; its actors have the lowest priority, so that they take
-    what trainers on the same CPUs leave over. What has failed there is raised by `poll` and `ready`.
+    """All data sets of a run. Encoding goes on in a thread from `start` to `close`, on `cpus` and `gpus`; its actors have the lowest
+    priority, so that they take what trainers on the same CPUs leave over. What has failed there is raised by `poll` and `ready`.
 
-    on_progress is called by the thread.
+    told: how far the data set that is being encoded is, None before anything is.
     """
 
     config: RunConfig
     jobs: Mapping[Latents, EncodeJob]
-    budget: Budget
-    on_progress: Callable[[Progress], None] = lambda progress: None
+    cpus: int
+    gpus: int = 0
     encode: Callable[..., list[ChunkRecord]] = encode_dataset
+    told: Progress | None = None
     supplies: list[Supply] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,26 +77,35 @@ class Feed:
             )
             for latents, job in self.jobs.items()
         ]
-        self._focus, self._closed, self._failure = 0, float("inf"), None
+        self._news = [supply for supply in self.supplies if supply.newest]
+        self._failure: BaseException | None = None
+        self._focus, self._closed = 0, float("inf")
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
 
     def start(self) -> Feed:
+        """Raises UserError when a data set that is complete holds too little for one of its stages."""
+        for supply in self.supplies:
+            if supply.newest and supply.complete:
+                check_samples(supply.stages, supply.newest.manifest)
         self._thread.start()
         return self
 
-    def poll(self) -> None:
-        """Raises what encoding has failed with: UserError above all."""
+    def poll(self) -> list[tuple[EncodeJob, Dataset]]:
+        """The data sets that were begun or completed since the last call. Raises what encoding has failed with: UserError above all."""
         if self._failure:
             raise self._failure
+        news, self._news = self._news, []
+        return [(supply.job, supply.newest) for supply in news if supply.newest]
 
     def ready(self, stage: int) -> Dataset | None:
         """The newest generation of a stage's data set, None while it holds too little for the stage. From now on it is encoded before
-        all others. Raises UserError when it is complete and will never do."""
-        self.poll()
+        all others."""
+        if self._failure:
+            raise self._failure
         supply = self._supply(stage)
         self._focus = self.supplies.index(supply)
         newest = supply.newest
-        if newest is None or (not supply.complete and shortage(self.config.curriculum.stages[stage], newest)):
+        if newest is None or (not supply.complete and shortage(self.config.curriculum.stages[stage], newest.manifest)):
             return None
         return newest
 
@@ -127,7 +132,7 @@ class Feed:
 
     def give(self, cpus: int, gpus: int = 0) -> None:
         """What encoding may use from now on; at least one decoder and one encoder always go on."""
-        self.budget = Budget(cpus, gpus)
+        self.cpus, self.gpus = cpus, gpus
 
     def close(self) -> None:
         """Finish the chunks that were begun, for DRAIN_SECONDS at most, and end the thread. The others are left for the next start."""
@@ -152,23 +157,21 @@ class Feed:
 
     def _encode(self, supply: Supply) -> None:
         """Encode a data set until it is complete, another one is needed sooner, or GPUs come or go."""
-        job, gpus = supply.job, self.budget.gpus
+        job, gpus = supply.job, self.gpus
 
         def draining() -> bool:
             if time.monotonic() > self._closed + DRAIN_SECONDS:
                 raise InterruptedError(f"encoding of {job.folder} was stopped")
-            return self._closed < float("inf") or self._next() is not supply or bool(self.budget.gpus) != bool(gpus)
+            return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
 
         def on_progress(progress: Progress) -> None:
-            supply.progress = progress
+            supply.progress = self.told = progress
             self._advance(supply, progress.records)
-            self.on_progress(progress)
 
         tokenizer = datasets.make_tokenizer(job)
-        self.encode(supply.order, job.spec, tokenizer, job.folder, lambda: self.budget.cpus, on_progress, gpus=gpus, draining=draining)
-        if supply.complete:
-            assert supply.newest is not None
-            check_samples(supply.stages, supply.newest)
+        self.encode(supply.order, job.spec, tokenizer, job.folder, lambda: self.cpus, on_progress, gpus=gpus, draining=draining)
+        if supply.newest and supply.complete:
+            check_samples(supply.stages, supply.newest.manifest)
 
     def _advance(self, supply: Supply, records: Mapping[int, ChunkRecord]) -> None:
         """Write the next generation if it is time for it. The first one is as small as may be, so that how fast encoding is does not
@@ -180,15 +183,17 @@ class Feed:
                 if growth.may_begin(supply.order, supply.tried, self.config.data.start_fraction):
                     self._begin(supply, [records[index] for index in range(supply.tried)])
         if supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):
-            self._write(supply, [records[index] for index in range(there)])
+            pending = growth.sources(supply.order[there:])
+            encoded = [records[index] for index in range(there)]
+            self._publish(supply, datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending))
 
     def _begin(self, supply: Supply, records: list[ChunkRecord]) -> None:
         """The first generation, if its first stage can begin on it."""
-        pending = growth.sources(supply.order[len(records) :])
-        made = datasets.next_manifest(supply.job, None, records, pending)
-        if not pending or not shortage(supply.stages[0], made):
-            supply.newest = datasets.write_generation(supply.job, made)
+        made = datasets.next_manifest(supply.job, None, records, growth.sources(supply.order[len(records) :]))
+        if not made.pending or not shortage(supply.stages[0], made):
+            self._publish(supply, made)
 
-    def _write(self, supply: Supply, records: list[ChunkRecord]) -> None:
-        pending, old = growth.sources(supply.order[len(records) :]), supply.newest and supply.newest.manifest
-        supply.newest = datasets.write_generation(supply.job, datasets.next_manifest(supply.job, old, records, pending))
+    def _publish(self, supply: Supply, made: Manifest) -> None:
+        begun, supply.newest = supply.newest is None, datasets.write_generation(supply.job, made)
+        if begun or supply.complete:
+            self._news = [*self._news, supply]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster import generation, summary
+from cluster import generation, run_folder, summary
+from cluster.feeding import Feeding, Stopped
 from cluster.progress import Board, TrainingLine
 from cluster.seats import Seats
-from data_pipeline.loader import Dataset
 from trainer import config as configs
 from trainer import events, lease
 from trainer.checkpoint.commit import Commit, check_ids, resume_point
@@ -33,10 +34,6 @@ class RunFailed(Exception):
     """The run cannot go on by itself; says why and where to look."""
 
 
-class Stopped(Exception):
-    """Somebody asked the run to stop."""
-
-
 class Run:
     """A run on its seats, for as long as this process steers it. stopping: whether somebody has asked it to stop."""
 
@@ -45,13 +42,13 @@ class Run:
         config: RunConfig,
         folder: Path,
         number: int,
-        dataset: Dataset,
+        data: Feeding,
         seats: Seats,
         board: Board,
         instruments: RunInstruments,
         stopping: Callable[[], bool],
     ) -> None:
-        self.config, self.folder, self.dataset, self.seats, self.board = config, folder, dataset, seats, board
+        self.config, self.folder, self.data, self.seats, self.board = config, folder, data, seats, board
         self.instruments, self.stopping = instruments, stopping
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
@@ -59,14 +56,27 @@ class Run:
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
+    def begin(self) -> None:
+        """Wait until the stage that the run stands in has data enough, and write down that it begins."""
+        found = resume_point(self.folder, self.is_sound).commit
+        last = len(self.config.curriculum.stages) - 1
+        self.dataset = self.data.dataset(min(found.state.stage, last) if found else 0)
+        run_folder.keep_config(self.config)
+        place = {"dataset": self.dataset.origin, "data_folder": str(self.dataset.folder)}
+        sources = asdict(self.dataset.manifest.sources)
+        events.record(self.folder, "start", **place, sources=sources, reused=self.data.feed.told is None)
+
     def to_the_end(self) -> None:
         """All stages, then the samples and the report. Raises Stopped, RunFailed, UserError."""
         stages = self.config.curriculum.stages
         while (state := self.state()).stage < len(stages):
+            self.dataset = self.data.dataset(state.stage)
             self.attempt(stages[state.stage], state)
+        self.data.share(0)
         shown = self.generation(SHOWCASE, 1, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
         if not shown.finished:
             raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
+        self.data.rest()
         events.record(self.folder, "finish", step=self.state().step)
         report.write(self.folder)
         for line in summary.run_lines(self.folder, shown.messages[0] or {}):
@@ -82,7 +92,7 @@ class Run:
         self.passed_over |= {folder for folder, _ in point.passed_over}
         found = point.commit
         if found:
-            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
+            check_ids(found, self.data.origins, configs.recipe_hash(self.config))
         return found
 
     def state(self) -> RunState:
@@ -97,7 +107,7 @@ class Run:
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, self.world(stage), self.config.cluster.cpus_per_worker)
+            outcome = self.generation(TRAINER, self.world(stage.at(self.stage_step)), self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
@@ -134,13 +144,14 @@ class Run:
         ]
         events.record(self.folder, "generation", generation=number, world=world, target=target)
         self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
+        self.data.share(world * threads)
         outcome = generation.run(
             self.seats[:world],
             target,
             payloads,
             self.on_message,
             generation=number,
-            should_stop=lambda: "stop" if self.stopping() else None,
+            should_stop=self.should_stop,
         )
         if self.stopping():
             raise Stopped
@@ -150,6 +161,11 @@ class Run:
         for place in outcome.lost:
             self.seats.replace(place)
         return outcome
+
+    def should_stop(self) -> str | None:
+        """Why the generation is to end, if it is; asked again and again while it lives."""
+        self.data.look()
+        return "stop" if self.stopping() else None
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "step":
