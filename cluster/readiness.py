@@ -138,7 +138,7 @@ class Feed:
         """Finish the chunks that were begun, for DRAIN_SECONDS at most, and end the thread. The others are left for the next start."""
         self._closed = time.monotonic()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(DRAIN_SECONDS + 5)  # fitting a tokenizer knows no end before its own
 
     def _supply(self, stage: int) -> Supply:
         return self.supplies[list(self.jobs).index(self._latents[stage])]
