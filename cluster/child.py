@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cluster import stacks
+
 PR_SET_PDEATHSIG = 1
 Report = Callable[[dict[str, Any]], None]
 
@@ -81,6 +83,7 @@ def _log_to(path: Path) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.enable()
+    stacks.answer()
 
 
 def _resolve(target: str) -> Callable[[dict[str, Any], Report, socket.socket | None], None]:

@@ -18,16 +18,17 @@ import ray
 from cluster import dataset as datasets
 from cluster import run_folder
 from cluster.feeding import Feeding, Stopped
+from cluster.gang import Gang
 from cluster.progress import Board
 from cluster.readiness import Feed
 from cluster.run import Run, RunFailed
-from cluster.seats import make_seats
 from data_pipeline.errors import UserError
 from trainer import events, weights
 from trainer.config import RunConfig
 from trainer.exporter import serving
 from trainer.instruments import RunInstruments
 from trainer.meter import Meter
+from trainer.status import last_word
 
 LINGER_SECONDS = 10.0  # that the actor can still be asked how the run ended
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
@@ -126,6 +127,10 @@ class Controller:
         self._end = end
         threading.Thread(target=self._leave, daemon=True).start()
 
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
     def _leave(self) -> None:
         time.sleep(LINGER_SECONDS)
         ray.kill(self._itself, no_restart=True)
@@ -134,21 +139,23 @@ class Controller:
         """The whole job. Seats warm up while the first videos are encoded."""
         config, board = self._config, self._board
         workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
+        died = last_word(config.run_folder)  # where this one is in the place of another
         run, number = run_folder.take(config, restarted=self._restarted)
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
         instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
 
         with serving(instruments.meter, config.metrics.host, config.metrics.port):
-            seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
+            gpus = {"GPU": config.cluster.gpus_per_worker} if config.cluster.gpus_per_worker else {}
+            gang = Gang(preload(config), {"CPU": cpus} | gpus, cpus, config.cluster.most)
             with contextlib.ExitStack() as closing:
-                closing.callback(seats.close)
+                closing.callback(gang.close)
                 jobs = datasets.find_all(config)
                 job = next(iter(jobs.values()))
                 board.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
                 feed = closing.enter_context(contextlib.closing(Feed(config, jobs, workers * cpus).start()))
-                data = Feeding(feed, run, workers * cpus, board, instruments, self._stopping.is_set)
-                training = Run(config, run, number, data, seats, board, instruments, self._stopping.is_set)
-                training.begin()
+                data = Feeding(feed, run, workers * cpus, board, instruments, self._check)
+                training = Run(config, run, number, data, gang, board, instruments, self._check)
+                training.begin(**({"happened": died} if self._restarted else {}))
                 if self._order.matched:
                     for line in weights.summary(self._order.matched, config.train.init):
                         board.say(line)

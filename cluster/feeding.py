@@ -27,13 +27,11 @@ class Stopped(Exception):
 
 
 class Feeding:
-    """cpus: all that the run has."""
+    """cpus: all that the run has; check: raises Stopped once somebody has asked the run to stop."""
 
-    def __init__(
-        self, feed: Feed, folder: Path, cpus: int, board: Board, instruments: RunInstruments, stopping: Callable[[], bool]
-    ) -> None:
+    def __init__(self, feed: Feed, folder: Path, cpus: int, board: Board, instruments: RunInstruments, check: Callable[[], None]) -> None:
         self.feed, self._folder, self._cpus = feed, folder, cpus
-        self._board, self._instruments, self._stopping = board, instruments, stopping
+        self._board, self._instruments, self._check = board, instruments, check
         self._shown: Progress | None = None
         self._waits: list[dict[str, Any]] = []
 
@@ -78,8 +76,7 @@ class Feeding:
     def _until(self, there: Callable[[], T | None], what: str) -> T:
         started = time.monotonic()
         while (found := there()) is None:
-            if self._stopping():
-                raise Stopped
+            self._check()
             self._progress()
             if self._shown:
                 self._board.encoding(self._shown)

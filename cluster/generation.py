@@ -1,57 +1,27 @@
 """One life of a process group on chosen seats: start it, watch it, end it. The controller calls `run` once for each.
 It decides nothing about what comes next, and a trainer's fault is a result here, never an exception."""
 
-import re
+import contextlib
 import signal
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+
+from cluster.causes import Account, End, first_cause, hung
 
 Message = dict[str, Any]
 SETTLE_SECONDS = 0.5  # how long a rank that only lost its peer waits for the rank that caused it
-RETRY_SECONDS = 1.0
-TICK_SECONDS = 0.2
-ECHO = re.compile(
-    r"connection (was likely )?(closed|reset|refused)|broken pipe|failed to (connect|recv)|timed? ?out"
-    r"|remote process exited|ncclRemoteError",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class End:
-    """How a rank's process ended. code: as in multiprocessing (-9: SIGKILL), None when its seat died with it."""
-
-    rank: int
-    code: int | None
-    asked: bool = False  # killed by us
-    detail: str = ""  # the traceback, or why the seat died
-
-    @property
-    def failed(self) -> bool:
-        return self.code != 0 and not self.asked
-
-    @property
-    def echo(self) -> bool:
-        """Whether it only failed because a peer was gone."""
-        return self.code is not None and bool(ECHO.search(_last_line(self.detail)))
-
-    @property
-    def reason(self) -> str:
-        """One line."""
-        if self.code is None:
-            return f"the seat of rank {self.rank} died: {_last_line(self.detail)}"
-        if self.detail:
-            return f"rank {self.rank} raised {_last_line(self.detail)}"
-        if self.code < 0:
-            return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
-        return f"rank {self.rank} exited with code {self.code}"
+TICK_SECONDS = 0.2  # between two looks at what no message tells
+RETRY_SECONDS = 0.2
+START_SECONDS = 180.0  # for a seat that may still be importing
+ANSWER_SECONDS = 5.0  # for an account, or for the end of a process, besides the grace it has been granted
+NO_ACCOUNT = f"asked what its rank does, it said nothing for {ANSWER_SECONDS:.0f} s"
+AT_ONCE, AT_THE_NEXT_COMMIT = "at once", "at the next commit"
 
 
 @dataclass(frozen=True)
@@ -64,15 +34,12 @@ class Outcome:
     traceback: str
     lost: tuple[int, ...]  # ranks whose seat died and must be replaced
     messages: tuple[Message | None, ...]  # the last one of every rank
-
-    @property
-    def cause(self) -> str:
-        """How the failed rank ended, one of trainer.metrics.CAUSES."""
-        if self.failed_rank in self.lost:
-            return "seat"
-        if self.traceback:
-            return "exception"
-        return "signal" if "was killed by" in self.reason else "exit"
+    stopped: bool = False  # before its end, as should_stop asked
+    cause: str = ""  # one of trainer.metrics.CAUSES
+    section: str = ""  # what the failed rank was doing
+    happened: float = 0.0  # Unix time of its last sign of life
+    detected: float = 0.0  # Unix time
+    stacks: dict[int, str] = field(default_factory=dict)  # of the ranks that lived when it was noticed
 
 
 def run(
@@ -80,137 +47,221 @@ def run(
     target: str,
     payloads: Sequence[Message],
     on_message: Callable[[int, Message], None],
-    poll_seconds: float = 5.0,
+    poll_seconds: float = 2.0,
     *,
     generation: int,
     grace_seconds: float = 20.0,
+    silence: float = 30.0,
+    seat_silence: float = 8.0,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> Outcome:
     """Run target ("package.module:function") as one process group, one rank per seat, until it has ended everywhere.
 
     Rank r gets payloads[r] | {rank, world, host, port, generation}; rank 0 also the listening socket of (host, port).
-    on_message(rank, message) sees every report in the order of its rank. The first process that fails ends the rest.
-    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`. So does an answer of
-    should_stop(), asked every TICK_SECONDS; a group that ends because it was asked to has finished.
+    on_message(rank, message) sees every report in the order of its rank. The first process that fails ends the rest;
+    so does one that is silent for too long (cluster/vigil.py; `silence` seconds at least), a seat that does not answer
+    for `seat_silence` seconds. should_stop(), asked every TICK_SECONDS, may say AT_ONCE or AT_THE_NEXT_COMMIT: the group
+    is ended then, and has finished.
+    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`.
     """
-    last: list[Message | None] = [None] * len(seats)
     try:
-        started, ends = _start(seats, target, payloads, generation)
-        if ends:
-            _ask(seats, "kill")
-        asked = None
-        for told in _messages({rank: seats[rank] for rank in started}, poll_seconds):
-            if not asked and (asked := should_stop()):
-                _ask(seats, "stop", grace_seconds)
-            if told is None:
-                continue
-            rank, message = told
-            end = _end(rank, message, last[rank])
-            if end is None:
-                last[rank] = message
-                on_message(rank, message)
-                continue
-            if end.failed and not any(earlier.failed for earlier in ends):
-                time.sleep(SETTLE_SECONDS if end.echo else 0)
-                _ask(seats, "kill")
-            ends.append(end)
+        group = Group(seats, on_message)
+        group.start(target, payloads, generation, silence)
+        for rank, message in _messages(group.running, poll_seconds, seat_silence):
+            if message is not None:
+                group.take(rank, message)
+            group.stop_if(should_stop(), message, grace_seconds)
     except BaseException:
         _ask(seats, "stop", grace_seconds)
         raise
-    return _outcome(ends, last)
+    return group.outcome()
 
 
-def first_cause(ends: Sequence[End]) -> End | None:
-    """The end that brought the group down, of ends in the order of their arrival: the first that failed by itself,
-    else the first that failed at all; None when every rank finished."""
-    failed = [end for end in ends if end.failed]
-    return min(failed, key=lambda end: end.echo, default=None)
+class Group:
+    """The process group while it lives: its ends so far, and what was seen when the first rank failed."""
 
+    def __init__(self, seats: Sequence[ActorHandle], on_message: Callable[[int, Message], None]) -> None:
+        self.running: dict[int, ActorHandle] = {}
+        self._seats, self._on_message = seats, on_message
+        self._last: list[Message | None] = [None] * len(seats)
+        self._ends: list[End] = []
+        self._accounts: dict[int, Account] = {}
+        self._detected = 0.0
+        self._stopped = False
 
-def _outcome(ends: Sequence[End], last: Sequence[Message | None]) -> Outcome:
-    cause = first_cause(ends)
-    return Outcome(
-        finished=cause is None,
-        failed_rank=cause.rank if cause else None,
-        reason=cause.reason if cause else "",
-        traceback=cause.detail if cause and cause.code is not None else "",
-        lost=tuple(sorted(end.rank for end in ends if end.code is None)),
-        messages=tuple(last),
-    )
-
-
-def _start(seats: Sequence[ActorHandle], target: str, payloads: Sequence[Message], generation: int) -> tuple[list[int], list[End]]:
-    """Returns (ranks that run, ranks whose seat was lost). A seat that did not answer counts as lost."""
-    try:
-        address: Any = ray.get(seats[0].listen.remote())
-    except RayActorError as error:
-        return [], [_lost(0, error)]
-    group = {"world": len(seats), "host": address[0], "port": address[1], "generation": generation}
-    calls = [
-        seat.start.remote(target, payload | group | {"rank": rank})
-        for rank, (seat, payload) in enumerate(zip(seats, payloads, strict=True))
-    ]
-    started, ends = [], []
-    for rank, call in enumerate(calls):
+    def start(self, target: str, payloads: Sequence[Message], generation: int, silence: float) -> None:
+        """Start every rank; a seat that does not answer counts as lost, and the rest ends."""
         try:
-            ray.get(call)
-            started.append(rank)
-        except RayActorError as error:
-            ends.append(_lost(rank, error))
-    return started, ends
+            address: Any = ray.get(self._seats[0].listen.remote(), timeout=START_SECONDS)
+        except (RayActorError, GetTimeoutError) as error:
+            self._ended(_lost(0, error))
+            return
+        group = {"world": len(self._seats), "host": address[0], "port": address[1], "generation": generation}
+        calls = [
+            seat.start.remote(target, payload | group | {"rank": rank}, silence)
+            for rank, (seat, payload) in enumerate(zip(self._seats, payloads, strict=True))
+        ]
+        ray.wait(calls, num_returns=len(calls), timeout=START_SECONDS)
+        lost = []
+        for rank, call in enumerate(calls):
+            try:
+                ray.get(call, timeout=0)
+                self.running[rank] = self._seats[rank]
+            except (RayActorError, GetTimeoutError) as error:
+                lost.append(_lost(rank, error))
+        for end in lost:
+            self._ended(end)
+
+    def take(self, rank: int, message: Message) -> None:
+        """One message of a rank."""
+        if message["kind"] == "silent":
+            self._break_silence(message["seconds"])
+        elif message["kind"] in ("exit", "lost"):
+            self._ended(_end(rank, message, self._last[rank]))
+        else:
+            self._last[rank] = message
+            self._on_message(rank, message)
+
+    def stop_if(self, wish: str | None, message: Message | None, grace: float) -> None:
+        """End the group if that is wished now; a wish for the next commit is granted when rank 0 tells of one."""
+        if wish is None or self._stopped:
+            return
+        committed = message is not None and message["kind"] == "event" and message["event"] == "commit"
+        if wish != AT_THE_NEXT_COMMIT or committed:
+            self._stopped = True
+            _ask(list(self.running.values()), "kill" if committed else "stop", grace)
+
+    def outcome(self) -> Outcome:
+        cause = first_cause(self._ends)
+        return Outcome(
+            finished=cause is None,
+            failed_rank=cause.rank if cause else None,
+            reason=cause.reason if cause else "",
+            traceback=cause.detail if cause and cause.code is not None else "",
+            lost=tuple(sorted({end.rank for end in self._ends if end.code is None})),
+            messages=tuple(self._last),
+            stopped=self._stopped and cause is None,
+            cause=cause.cause if cause else "",
+            section=cause.section if cause else "",
+            happened=cause.happened if cause else 0.0,
+            detected=self._detected,
+            stacks={rank: account.stack for rank, account in self._accounts.items() if account.stack},
+        )
+
+    def _ended(self, end: End) -> None:
+        """A rank has ended; the first that failed ends the rest."""
+        first = end.failed and not any(earlier.failed for earlier in self._ends)
+        self._ends.append(end)
+        if end.code is None:
+            self.running.pop(end.rank, None)
+        if first:
+            self._detected = time.time()
+            time.sleep(SETTLE_SECONDS if end.echo else 0)
+            self._accounts = self._accounts or self._look()
+            _ask(list(self.running.values()), "kill")
+
+    def _break_silence(self, seconds: float) -> None:
+        """Some rank is silent for too long: find the one that holds up the others. One whose seat does not answer is lost."""
+        if any(end.failed for end in self._ends):
+            return
+        self._accounts = self._look()
+        unheard = self.running.keys() - self._accounts.keys() - {end.rank for end in self._ends}
+        for rank in unheard:
+            self._ended(End(rank, None, detail=f"its node does not answer: {NO_ACCOUNT}", happened=time.time()))
+        if not unheard:
+            rank = hung(self._accounts)
+            account = self._accounts[rank]
+            self._ended(End(rank, -signal.SIGKILL, section=account.section, happened=account.happened, silent=seconds))
+
+    def _look(self) -> dict[int, Account]:
+        """What every rank that has not ended is doing, as far as its seat answers."""
+        ended = {end.rank for end in self._ends}
+        calls: dict[ray.ObjectRef, int] = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
+        if calls:
+            ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_SECONDS)
+        found = {}
+        for call, rank in calls.items():
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                told: Any = ray.get(call, timeout=0)
+                found[rank] = Account(**told)
+        return found
 
 
-def _messages(seats: dict[int, ActorHandle], poll_seconds: float) -> Iterator[tuple[int, Message] | None]:
-    """(rank, message) of all seats as they come, until each has sent its exit or is lost ({"kind": "lost"}); None where none comes."""
+def _messages(seats: dict[int, ActorHandle], poll_seconds: float, seat_silence: float) -> Iterator[tuple[int, Message | None]]:
+    """(rank, message) of all seats as they come, until each has sent its exit, is lost ({"kind": "lost"}) or is no longer in `seats`; in
+    between (-1, None)."""
     calls: dict[ray.ObjectRef, int] = {seat.wait.remote(poll_seconds): rank for rank, seat in seats.items()}
+    quiet = dict.fromkeys(seats, 0.0)  # seconds since a seat's last answer, less those in which nobody here listened
+    refused: set[int] = set()  # whose connection is broken, which is worse than silence
+    looked = time.monotonic()
     while calls:
-        ready, _ = ray.wait([*calls], num_returns=1, timeout=TICK_SECONDS)
-        if not ready:
-            yield None
-            continue
-        rank = calls.pop(ready[0])
-        messages: list[Message] = []
-        try:
-            messages = ray.get(ready[0])
-        except ActorUnavailableError:  # the network, not the seat: what it holds is still there
-            time.sleep(RETRY_SECONDS)
-        except RayActorError as error:
-            messages = [{"kind": "lost", "detail": str(error)}]
-        yield from ((rank, message) for message in messages)
-        if not messages or messages[-1]["kind"] not in ("exit", "lost"):
-            calls[seats[rank].wait.remote(poll_seconds)] = rank
+        ray.wait([*calls], num_returns=1, timeout=TICK_SECONDS)
+        ready, _ = ray.wait([*calls], num_returns=len(calls), timeout=0)
+        now = time.monotonic()
+        quiet = {rank: seconds + min(now - looked, 2 * TICK_SECONDS) for rank, seconds in quiet.items()}
+        looked = now
+        calls = {call: rank for call, rank in calls.items() if rank in seats}
+        for call in ready:
+            rank = calls.pop(call, None)
+            if rank is None:
+                continue
+            messages = _answer(call)
+            if messages is None:
+                refused.add(rank)
+                time.sleep(RETRY_SECONDS)
+            else:
+                refused.discard(rank)
+                quiet[rank] = 0.0
+                yield from ((rank, message) for message in messages)
+            if rank in seats and (not messages or messages[-1]["kind"] not in ("exit", "lost")):
+                calls[seats[rank].wait.remote(poll_seconds)] = rank
+        for call, rank in [*calls.items()]:
+            if quiet[rank] > (seat_silence / 2 if rank in refused else seat_silence):
+                del calls[call]
+                detail = f"its node does not answer: nothing was heard from it for {quiet[rank]:.0f} s"
+                yield rank, {"kind": "lost", "detail": detail, "happened": time.time() - quiet[rank]}
+        yield -1, None
 
 
-def _end(rank: int, message: Message, before: Message | None) -> End | None:
-    """The end of a rank's process if `message` tells it; `before` is the message before, which may hold a traceback."""
+def _answer(call: ray.ObjectRef) -> list[Message] | None:
+    """What a seat's wait has returned; None when the seat cannot be reached just now."""
+    try:
+        told: Any = ray.get(call)
+        return told
+    except ActorUnavailableError:  # the network, not the seat: what it holds is still there
+        return None
+    except RayActorError as error:
+        return [{"kind": "lost", "detail": _why(error)}]
+
+
+def _end(rank: int, message: Message, before: Message | None) -> End:
+    """The end that `message` tells; `before` is the message before, which may hold a traceback."""
     if message["kind"] == "lost":
-        return End(rank, None, detail=message["detail"])
-    if message["kind"] == "exit":
-        detail = before["traceback"] if before and before["kind"] == "error" else ""
-        return End(rank, message["code"], message["asked"], detail)
-    return None
+        return End(rank, None, detail=message["detail"], happened=message.get("happened", time.time()))
+    detail = before["traceback"] if before and before["kind"] == "error" else ""
+    return End(rank, detail=detail, **{key: value for key, value in message.items() if key != "kind"})
 
 
-def _lost(rank: int, error: RayActorError) -> End:
-    return End(rank, None, detail=str(error))
+def _lost(rank: int, error: Exception) -> End:
+    return End(rank, None, detail=_why(error), happened=time.time())
 
 
-def _ask(seats: Sequence[ActorHandle], method: str, *arguments: float) -> None:
-    """Call a method of all seats at once and wait; a seat that is lost has no process left to end."""
+def _why(error: Exception) -> str:
+    if isinstance(error, GetTimeoutError):
+        return f"it did not start within {START_SECONDS:.0f} s"
+    return f"{error}\nits node was preempted" if getattr(error, "preempted", False) else str(error)
+
+
+def _ask(seats: Sequence[ActorHandle], method: str, grace: float = 0.0) -> None:
+    """Call `kill` or `stop` of all seats at once and wait; a seat that is lost has no process left to end, one that cannot be reached is
+    left alone after some seconds: a newer generation fences it off."""
+    arguments = (grace,) if method == "stop" else ()
     calls = {getattr(seat, method).remote(*arguments): seat for seat in seats}
-    while calls:
-        ready, _ = ray.wait(list(calls), num_returns=1)
-        seat = calls.pop(ready[0])
-        try:
-            ray.get(ready[0])
-        except ActorUnavailableError:
-            time.sleep(RETRY_SECONDS)
-            calls[getattr(seat, method).remote(*arguments)] = seat
-        except RayActorError:
-            pass
-
-
-def _last_line(text: str) -> str:
-    """The last line that says anything, cut to 200 characters."""
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return textwrap.shorten(last, 200, placeholder=" ...")
+    deadline = time.monotonic() + grace + ANSWER_SECONDS
+    while calls and (left := deadline - time.monotonic()) > 0:
+        ready, _ = ray.wait([*calls], num_returns=1, timeout=left)
+        for call in ready:
+            seat = calls.pop(call)
+            if _answer(call) is None:
+                time.sleep(RETRY_SECONDS)
+                calls[getattr(seat, method).remote(*arguments)] = seat

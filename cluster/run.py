@@ -1,4 +1,4 @@
-"""A run on its seats: one generation per stage (or per failure), then samples and the report. The controller calls `to_the_end`.
+"""A run on its seats: one generation per stage, failure or resize, then samples and the report. The controller calls `to_the_end`.
 
 A generation's end, whatever its reason, leads to the same three lines: draw the next number, start from the last commit, watch.
 """
@@ -6,15 +6,17 @@ A generation's end, whatever its reason, leads to the same three lines: draw the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster import generation, run_folder, summary
+from cluster import failures, generation, health, replan, run_folder, summary
 from cluster.feeding import Feeding, Stopped
+from cluster.gang import Gang, Held
+from cluster.pace import Pace
 from cluster.progress import Board, TrainingLine
-from cluster.seats import Seats
 from trainer import config as configs
 from trainer import events, lease
 from trainer.checkpoint.commit import Commit, check_ids, resume_point
@@ -26,8 +28,10 @@ from trainer.instruments import RunInstruments
 from trainer.micro_batches import limits
 from trainer.mixture import ingredients
 from trainer.planner import usable
+from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
 
 
 class RunFailed(Exception):
@@ -35,7 +39,7 @@ class RunFailed(Exception):
 
 
 class Run:
-    """A run on its seats, for as long as this process steers it. stopping: whether somebody has asked it to stop."""
+    """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop."""
 
     def __init__(
         self,
@@ -43,28 +47,33 @@ class Run:
         folder: Path,
         number: int,
         data: Feeding,
-        seats: Seats,
+        gang: Gang,
         board: Board,
         instruments: RunInstruments,
-        stopping: Callable[[], bool],
+        check: Callable[[], None],
     ) -> None:
-        self.config, self.folder, self.data, self.seats, self.board = config, folder, data, seats, board
-        self.instruments, self.stopping = instruments, stopping
+        self.config, self.folder, self.data, self.gang, self.board = config, folder, data, gang, board
+        self.instruments, self.check = instruments, check
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
-        self.stage_step = 0
+        self.pace = Pace(config.train.commit_every)
+        self.stage_step = self.world = 0  # of the generation
+        self.why = "start"  # there is another one
+        self.decided = ("stay", 0)  # replan's last word, and how many workers it was about
+        self.wish: str | None = None  # when this generation should end early,
+        self.ending = ""  # and why
+        self.looked = 0.0
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
-    def begin(self) -> None:
-        """Wait until the stage that the run stands in has data enough, and write down that it begins."""
+    def begin(self, **fields: Any) -> None:
+        """Wait until the stage that the run stands in has data enough, and write down that it begins; `fields` are said with it."""
         found = resume_point(self.folder, self.is_sound).commit
         last = len(self.config.curriculum.stages) - 1
         self.dataset = self.data.dataset(min(found.state.stage, last) if found else 0)
         run_folder.keep_config(self.config)
-        place = {"dataset": self.dataset.origin, "data_folder": str(self.dataset.folder)}
-        sources = asdict(self.dataset.manifest.sources)
-        events.record(self.folder, "start", **place, sources=sources, reused=self.data.feed.told is None)
+        place = {"dataset": self.dataset.origin, "data_folder": str(self.dataset.folder), "reused": self.data.feed.told is None}
+        events.record(self.folder, "start", **fields, **place, sources=asdict(self.dataset.manifest.sources))
 
     def to_the_end(self) -> None:
         """All stages, then the samples and the report. Raises Stopped, RunFailed, UserError."""
@@ -73,7 +82,7 @@ class Run:
             self.dataset = self.data.dataset(state.stage)
             self.attempt(stages[state.stage], state)
         self.data.share(0)
-        shown = self.generation(SHOWCASE, 1, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
+        shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
         if not shown.finished:
             raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
         self.data.rest()
@@ -107,7 +116,7 @@ class Run:
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, self.world(stage.at(self.stage_step)), self.config.cluster.cpus_per_worker)
+            outcome = self.generation(TRAINER, stage.at(self.stage_step), self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
@@ -119,60 +128,128 @@ class Run:
             )
             if failures > allowed:
                 raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
+        self.why = "stage"
 
-    def world(self, stage: Stage) -> int:
-        """How many of the seats the stage can use."""
+    def usable(self, stage: Stage, seats: int) -> int:
+        """How many of so many seats the stage can use."""
         parts = ingredients(stage, self.dataset.manifest.spec.stride)
-        return usable(len(self.seats), [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
+        return usable(seats, [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
 
-    def generation(self, target: str, world: int, threads: int) -> generation.Outcome:
-        """One life of a process group: draw its number, start it, watch it to its end. Lost seats are replaced."""
+    def seats(self, stage: Stage | None) -> tuple[list[Held], bool]:
+        """(the seats of the next generation, one to sample; whether they were there at once). Raises UserError when too few come."""
+        began, cluster = time.monotonic(), self.config.cluster
+        fewest = max(cluster.fewest, self.config.parallel.tp * self.config.parallel.sp) if stage else 1
+        self.gang.gather(fewest, cluster.wait_seconds, self.why == "start", self.look, self.board.say)
+        waited = time.monotonic() - began
+        if waited > LOOK_SECONDS:
+            events.record(self.folder, "wait", what="seats", seconds=waited)
+        ready = self.gang.ready
+        if self.why == "start":
+            self.examine(ready)
+        return ready[: self.usable(stage, len(ready)) if stage else 1], waited <= LOOK_SECONDS
+
+    def examine(self, seats: Sequence[Held]) -> None:
+        """Say what the seats see. Raises UserError where they could not train."""
+        folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
+        sights = health.examine({held.node: held.seat for held in seats}, [folder.absolute() for folder in folders])
+        for line in health.lines(sights, len(seats)):
+            self.board.say(line)
+        events.record(self.folder, "health", nodes=[vars(sight) for sight in sights])
+
+    def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
+        """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
+        used, at_once = self.seats(stage)
         if not lease.holds(self.folder, self.number):
             raise RunFailed(f"another process has taken over {self.folder}")
-        number = self.number = lease.draw(self.folder)
-        found = self.resume_point()
-        payloads = [
-            {
-                "commit": str(found.folder) if found else None,
-                "config": self.config.model_dump(mode="json"),
-                "run": str(self.folder),
-                "dataset": str(self.dataset.folder.absolute()),
-                "threads": threads,
-                "log": str(self.folder / "logs" / f"generation-{number:04d}-rank-{rank:05d}.log"),
-            }
-            for rank in range(world)
-        ]
-        events.record(self.folder, "generation", generation=number, world=world, target=target)
-        self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
-        self.data.share(world * threads)
+        number, before, self.world = lease.draw(self.folder), self.world, len(used)
+        self.number, self.wish, self.decided = number, None, ("stay", 0)
+        if stage and before not in (0, self.world):
+            events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
+            self.board.say(f"training goes on with {self.world} workers instead of {before}")
+        events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
+        self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
+        self.pace.generation(at_once)
+        self.data.share(self.world * threads)
         outcome = generation.run(
-            self.seats[:world],
+            [held.seat for held in used],
             target,
-            payloads,
+            self.payloads(number, threads),
             self.on_message,
             generation=number,
-            should_stop=self.should_stop,
+            silence=self.config.cluster.silence,
+            should_stop=lambda: self.ends_early(used, stage),
         )
-        if self.stopping():
-            raise Stopped
+        self.check()
+        self.why = self.ending if outcome.stopped else "roll_back" if outcome.finished else "failure"
         if not outcome.finished:
-            events.record(self.folder, "failure", generation=number, rank=outcome.failed_rank, reason=outcome.reason)
+            events.record(self.folder, "failure", generation=number, **failures.told(outcome))
             self.instruments.failure(outcome.cause)
-        for place in outcome.lost:
-            self.seats.replace(place)
+            path = failures.write(self.folder, number, outcome)
+            for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
+                self.board.say(line)
+        self.instruments.goodput(account(self.folder, time.time()))
+        self.gang.drop([used[rank].seat for rank in outcome.lost])
+        self.gang.release()
         return outcome
 
-    def should_stop(self) -> str | None:
-        """Why the generation is to end, if it is; asked again and again while it lives."""
+    def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
+        """What each rank of a generation is told."""
+        found = self.resume_point()
+        told = {
+            "commit": str(found.folder) if found else None,
+            "config": self.config.model_dump(mode="json"),
+            "run": str(self.folder),
+            "dataset": str(self.dataset.folder.absolute()),
+            "threads": threads,
+        }
+        logs = self.folder / "logs"
+        return [told | {"log": str(logs / f"generation-{number:04d}-rank-{rank:05d}.log")} for rank in range(self.world)]
+
+    def ends_early(self, used: Sequence[Held], stage: Stage | None) -> str | None:
+        """Why the generation on these seats should end before its stage does, None while it should go on. Asked all the time."""
+        try:
+            self.check()
+        except Stopped:
+            return generation.AT_ONCE
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            self.look()
+            if any(held in self.gang.leaving for held in used):
+                self.ending, self.wish = "shrink", generation.AT_ONCE
+                self.board.say("a node is leaving: its seats commit and leave")
+            elif stage:
+                self.wish = self.growth(stage)
+        return self.wish
+
+    def look(self) -> None:
+        """Take in what has become of nodes, seats and data, and tell it. Raises Stopped, and what encoding has failed with."""
+        self.check()
         self.data.look()
-        return "stop" if self.stopping() else None
+        self.gang.refresh()
+        for node, state in self.gang.news():
+            events.record(self.folder, "node", node=node, state=state)
+            if state != "joined":
+                self.board.say(f"node {node[:8]} is {state}" + (f": {self.gang.problem}" if state == "marked" else ""))
+
+    def growth(self, stage: Stage) -> str | None:
+        """When to end this generation for one on more seats, None for not at all."""
+        possible, self.ending = self.usable(stage, len(self.gang.ready)), "grow"
+        decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
+        if (decision.choice, possible) != self.decided:
+            self.decided = (decision.choice, possible)
+            fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
+            events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)
+        return {"stay": None, "now": generation.AT_ONCE, "commit": generation.AT_THE_NEXT_COMMIT}[decision.choice]
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "step":
             self.stage_step += 1
             self.board.show(self.line.text(message, self.stage_step))
             self.instruments.step(message, self.stage_step)
+            self.pace.step(message)
         elif message["kind"] == "event":
             self.instruments.event(message["event"], message)
+            if message["event"] == "commit":
+                self.pace.commit()
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])

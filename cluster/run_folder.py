@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from data_pipeline.errors import UserError
-from trainer import lease
+from trainer import events, lease
 from trainer.checkpoint.files import write_durably
-from trainer.config import RunConfig, dump, first_difference
+from trainer.config import RunConfig, dump
+from trainer.recipe_changes import Change, changes, check_continues
 
 CONFIG = "config.yaml"
 CONTROLLER = "lease/controller.json"
@@ -30,35 +32,41 @@ class Residence:
     ray_folder: str | None
 
 
-def check(config: RunConfig, inside_job: bool) -> None:
-    """Raises UserError when the folder cannot be this run's: relative inside a job, unwritable or another recipe's."""
+def check(config: RunConfig, inside_job: bool) -> list[Change]:
+    """The keys that have changed since the run's last start, and with which it goes on. Raises UserError when the folder cannot be this
+    run's: relative inside a job, unwritable or another recipe's."""
     folder = config.run_folder
     if inside_job and not folder.is_absolute():
         raise UserError(
             f"run.root={config.run.root} is relative inside a Ray job, whose folder is temporary: "
             "give an absolute path that every node sees"
         )
-    if (folder / CONFIG).exists():
-        saved = read_config(folder / CONFIG)
-        if difference := first_difference(saved, config.model_dump(mode="json")):
-            raise UserError(
-                f"{folder} was made by another recipe: {difference}; choose another run.name, or start with the old value to continue it"
-            )
-    elif folder.exists() and any(path.name != "lease" for path in folder.iterdir()):
+    found = changed(config)
+    check_continues(folder, found)
+    if not (folder / CONFIG).exists() and folder.exists() and any(path.name != "lease" for path in folder.iterdir()):
         raise UserError(f"{folder} is not a run's folder: it has no {CONFIG} but is not empty; choose another run.root or run.name")
     check_writable(folder, "run.root")
     if isinstance(config.data_root, Path):
         check_writable(config.data_root, "data.root")
+    return found
+
+
+def changed(config: RunConfig) -> list[Change]:
+    """What is different from the recipe that the folder's run was last started with; nothing for a new run."""
+    path = config.run_folder / CONFIG
+    return changes(read_config(path), config.model_dump(mode="json")) if path.exists() else []
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's resolved recipe. Raises UserError when the file is not one."""
+    """A run's resolved recipe, with the defaults of keys that are newer than it. Raises UserError when the file is not one."""
     try:
         saved = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         saved = None
     if not isinstance(saved, dict):
         raise UserError(f"{path} is damaged: it is not a recipe; choose another run.name")
+    with contextlib.suppress(ValidationError):  # another version's keys are told as differences
+        return RunConfig.model_validate(saved).model_dump(mode="json")
     return saved
 
 
@@ -92,9 +100,12 @@ def take(config: RunConfig, restarted: bool = False) -> tuple[Path, int]:
 
 
 def keep_config(config: RunConfig) -> None:
-    """Make the folder the run's for good: its config.yaml is that of its first start."""
+    """Make the folder the run's for good: its config.yaml is that of its last start, and what that has changed is an event."""
     path = config.run_folder / CONFIG
-    if not path.exists():
+    found = changed(config)
+    if found:
+        events.record(config.run_folder, "recipe", changed={change.key: [change.old, change.new] for change in found})
+    if found or not path.exists():
         write_durably(path, dump(config))
 
 

@@ -1,29 +1,21 @@
-"""Seats: one Ray actor per device that keeps a fork server with the heavy imports done, so that a trainer process
-starts in milliseconds. The controller makes them, cluster/generation.py uses them. A seat never imports torch."""
+"""A seat: one Ray actor per device that keeps a fork server with the heavy imports done, so that a trainer process
+starts in milliseconds. cluster/gang.py makes them, cluster/generation.py uses them. A seat never imports torch."""
 
-import contextlib
-import json
 import multiprocessing
 import os
-import queue
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
-from typing import Any, overload
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import child
+from cluster import child, health
+from cluster.forked import Process, forking
 from cluster.session import REPOSITORY
-from data_pipeline.errors import UserError
-from trainer import instruments
 from trainer.exporter import Endpoint
 from trainer.meter import Meter
 
@@ -40,6 +32,8 @@ class Seat:
         self._listener: socket.socket | None = None
         self._process: Process | None = None
         self._meter: Meter | None = None
+        self._leaving = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: self._leaving.set())
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         if not ray.get_gpu_ids():
@@ -53,8 +47,8 @@ class Seat:
     def warm(self) -> dict[str, Any]:
         """Wait until the fork server has imported everything. Returns seconds (since the seat was made), address
         (IP of the node), node (Ray's id), pid. Raises ImportError with the traceback of a module that fails."""
-        receiving, sending = _context().Pipe(duplex=False)
-        probe = _context().Process(target=child.preloaded, args=(self._preload, sending), daemon=True)
+        receiving, sending = forking().Pipe(duplex=False)
+        probe = forking().Process(target=child.preloaded, args=(self._preload, sending), daemon=True)
         probe.start()
         sending.close()
         problem = receiving.recv_bytes().decode()
@@ -68,6 +62,18 @@ class Seat:
             "pid": os.getpid(),
         }
 
+    def look(self, folders: list[str], token: str) -> dict[str, object]:
+        """What this place sees; see health.looked_at."""
+        return health.looked_at(folders, token)
+
+    def take(self, payload: bytes) -> int:
+        """Be sent something. Returns its length."""
+        return len(payload)
+
+    def remain(self) -> None:
+        """Returns once somebody has told this process to end (SIGTERM): whoever uses the seat should make it leave in order."""
+        self._leaving.wait()
+
     def listen(self) -> tuple[str, int]:
         """Open the socket of the next process group's rendezvous. The next process inherits it, already listening:
         no other process can take the port in between, and peers may connect before the process runs."""
@@ -75,11 +81,12 @@ class Seat:
         self._listener = socket.create_server((host, 0), backlog=1024)
         return host, self._listener.getsockname()[1]
 
-    def start(self, target: str, payload: Message) -> int:
-        """Fork a process that runs child.run(target, payload); returns its pid. One left from before is killed."""
+    def start(self, target: str, payload: Message, silence: float = 30.0) -> int:
+        """Fork a process that runs child.run(target, payload); returns its pid. One left from before is killed.
+        silence: see Vigil."""
         self.kill()
         listener, self._listener = self._listener, None
-        self._process = Process(target, payload, listener, self._publish(payload))
+        self._process = Process(target, payload, listener, self._publish(payload), silence)
         if listener is not None:
             listener.close()
         return self._process.pid
@@ -87,10 +94,14 @@ class Seat:
     def wait(self, timeout: float) -> list[Message]:
         """What the process has reported since the last call: at least one message, unless `timeout` seconds pass.
 
-        The end comes as {"kind": "exit", "code": int, "asked": bool} (asked: after kill or stop) and is repeated by
-        every later call.
+        The end comes as {"kind": "exit", "code": int, "asked": bool, ...} (asked: after kill or stop) and is repeated
+        by every later call; a silence that is too long as {"kind": "silent", "seconds": float, ...}.
         """
         return self._started().messages(timeout)
+
+    def account(self) -> Message:
+        """What the process is doing: the fields of causes.Account."""
+        return self._started().account()
 
     def kill(self) -> int | None:
         """SIGKILL. Returns the exit code, None if nothing was ever started."""
@@ -110,129 +121,6 @@ class Seat:
             Endpoint(self._meter, metrics["host"], metrics["port"])
         return self._meter
 
-    def _started(self) -> "Process":
+    def _started(self) -> Process:
         assert self._process is not None, "nothing was started on this seat"
         return self._process
-
-
-class Process:
-    """A forked process seen from its seat: a thread takes in its messages, so that it never waits for a reader."""
-
-    def __init__(self, target: str, payload: Message, listener: socket.socket | None, meter: Meter | None) -> None:
-        receiving, sending = _context().Pipe(duplex=False)
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._asked = False
-        self._meter = meter
-        self._process = _context().Process(target=child.run, args=(target, payload, sending, listener), daemon=True)
-        self._process.start()
-        sending.close()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
-        self._watcher = threading.Thread(target=self._watch, args=(receiving,), daemon=True)
-        self._watcher.start()
-
-    def messages(self, timeout: float) -> list[Message]:
-        """See Seat.wait."""
-        found: list[Message] = []
-        with contextlib.suppress(queue.Empty):
-            found.append(self._inbox.get(timeout=timeout))
-            while found[-1]["kind"] != "exit":
-                found.append(self._inbox.get_nowait())
-        if found and found[-1]["kind"] == "exit":
-            self._inbox.put(found[-1])
-        return found
-
-    def stop(self, grace: float) -> int:
-        """See Seat.stop."""
-        self._asked = self._asked or self._watcher.is_alive()
-        if grace > 0:
-            self._process.terminate()
-            self._watcher.join(grace)
-        self._process.kill()
-        self._watcher.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
-
-    def _watch(self, receiving: Connection) -> None:
-        for message in _received(receiving, self._process.sentinel):
-            if message["kind"] != "rank":
-                self._inbox.put(message)
-            elif self._meter:
-                instruments.pulse(self._meter, message)
-        self._process.join()
-        if self._meter:
-            self._meter.forget(*instruments.PULSE)
-        receiving.close()
-        self._inbox.put({"kind": "exit", "code": self._process.exitcode, "asked": self._asked})
-
-
-def _received(receiving: Connection, sentinel: int) -> Iterator[Message]:
-    """Messages until the process has ended; a grandchild that still holds the pipe open delays nothing."""
-    while receiving in wait([receiving, sentinel]):
-        try:
-            yield json.loads(receiving.recv_bytes())
-        except EOFError:
-            return
-
-
-def _context() -> multiprocessing.context.ForkServerContext:
-    return multiprocessing.get_context("forkserver")
-
-
-class Seats(Sequence[ActorHandle]):
-    """Seat actors in one placement group; indexed by place, which is not the rank (a generation may use a few)."""
-
-    def __init__(self, count: int, resources: dict[str, float], group: PlacementGroup, preload: list[str], threads: int) -> None:
-        self._group = group
-        self._actor: Any = ray.remote(Seat)
-        self._resources = {f"num_{name.lower()}s": number for name, number in resources.items()}
-        self._arguments = (preload, threads)
-        self._handles = [self._make(place) for place in range(count)]
-
-    @overload
-    def __getitem__(self, place: int) -> ActorHandle: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[ActorHandle]: ...
-    def __getitem__(self, place: int | slice) -> ActorHandle | list[ActorHandle]:
-        return self._handles[place]
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
-    def warm(self) -> list[dict[str, Any]]:
-        """Wait until every seat is warm; see Seat.warm."""
-        return ray.get([seat.warm.remote() for seat in self._handles])
-
-    def replace(self, place: int) -> None:
-        """Put a new seat where one has died; it warms up in the background."""
-        ray.kill(self._handles[place])
-        self._handles[place] = self._make(place)
-
-    def close(self) -> None:
-        """End every seat with its process and give the CPUs back."""
-        for seat in self._handles:
-            ray.kill(seat)
-        remove_placement_group(self._group)
-
-    def _make(self, place: int) -> ActorHandle:
-        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
-        return self._actor.options(**self._resources, max_concurrency=4, scheduling_strategy=where).remote(*self._arguments)
-
-
-def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, gpus_per_seat: int = 0, timeout: float = 30.0) -> Seats:
-    """Seats, packed on as few nodes as possible, that import `preload` in the background.
-
-    Raises UserError when the cluster cannot hold them within `timeout` seconds.
-    """
-    wanted = {"CPU": cpus_per_seat} | ({"GPU": gpus_per_seat} if gpus_per_seat else {})
-    group = placement_group([wanted] * count, strategy="PACK")
-    if not group.wait(timeout):
-        remove_placement_group(group)
-        free, total = ray.available_resources(), ray.cluster_resources()
-        needed = " and ".join(f"{count} x {number:g} {name}s" for name, number in wanted.items())
-        there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g}" for name in wanted)
-        raise UserError(
-            f"cluster.workers={count} needs {needed}, but Ray has {there} free: "
-            "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
-        )
-    return Seats(count, wanted, group, preload, threads)

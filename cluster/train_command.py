@@ -3,6 +3,8 @@ Where the run is live it is attached to instead."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -17,6 +19,7 @@ from cluster.progress import Terminal
 from trainer import config as configs
 from trainer import weights
 from trainer.config import RunConfig
+from trainer.recipe_changes import Change
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
@@ -25,10 +28,10 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     if config.cluster.launcher == "torchrun":
         return torchrun.command(config, environment)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
-    run_folder.check(config, inside_job)
+    changed = run_folder.check(config, inside_job)
     address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     try:
-        end = attached(config, terminal) or started(config, address, terminal)
+        end = attached(config, terminal) or started(config, changed, address, terminal)
     finally:
         terminal.end()
     return attach.result(end)
@@ -39,13 +42,15 @@ def attached(config: RunConfig, terminal: Terminal) -> End | None:
     home = attach.residence(config)
     if home is None:
         return None
-    with session.connect(home.address, 0, home.ray_folder):
-        actor = attach.find(config)
-        return watched(actor, terminal) if actor else None
+    with contextlib.suppress(session.Unreachable), session.connect(home.address, 0, home.ray_folder):
+        if actor := attach.find(config):
+            return watched(actor, terminal)
+    return None
 
 
-def started(config: RunConfig, address: str | None, terminal: Terminal) -> End:
-    """The end of the run, from its controller's start on, unless it lives already in the Ray that is joined."""
+def started(config: RunConfig, changed: Sequence[Change], address: str | None, terminal: Terminal) -> End:
+    """The end of the run, from its controller's start on, unless it lives already in the Ray that is joined. changed: since it was last
+    started."""
     check_stages(config)
     matched = check_initial(config, datasets.encode_spec(config))
     datasets.find_all(config)
@@ -56,6 +61,8 @@ def started(config: RunConfig, address: str | None, terminal: Terminal) -> End:
             f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, "
             f"{config.cluster.workers} workers of {config.cluster.cpus_per_worker} CPUs"
         )
+        for change in changed:
+            terminal.say(f"recipe changed since the last start: {change}")
         actor = attach.start(config, Order(config, matched, str(Path.cwd()), ray_session.folder))
         return steered(actor, terminal, ray_session.private)
 
@@ -66,7 +73,7 @@ def watched(actor: ActorHandle, terminal: Terminal) -> End:
     try:
         return attach.follow(actor, terminal)
     except (KeyboardInterrupt, SystemExit):
-        terminal.say("detached: the run goes on; the same command attaches again")
+        terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
         return End(0)
 
 

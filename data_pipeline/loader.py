@@ -82,7 +82,7 @@ class Dataset:
 
     def new_vectors(self, key: str) -> np.ndarray | None:
         """The text vectors [k, E] of a sample whose source has a newer caption than the sample itself."""
-        place = self.new_captions.get(source_of(key))
+        place = self.new_captions.get(source_of(key)) if self.new_captions else None
         return None if place is None else place[0].text(place[1])
 
     def split(self, bucket: str, split: str, seed: int, epochs: Epochs | None = None) -> "SampleSet":
@@ -167,15 +167,16 @@ class SampleSet:
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
-        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
-        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
+        mean, factor = manifests.normalisation(frames, self._dataset.manifest.statistics)
         by_shard: dict[ShardEntry, list[int]] = {}
         for item, (_, entry, _) in enumerate(places):
             by_shard.setdefault(entry, []).append(item)
         for entry, items in by_shard.items():
             for item, parts in zip(items, self._reader(entry).read([places[item][2] for item in items]), strict=True):
-                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
-                np.divide(exact, scale, out=latents[item], casting="same_kind")
+                raw = unpack(parts["latent"])  # as manifests.normalise computes, but in place and along the rows of memory
+                raw -= mean
+                raw *= factor
+                latents[item] = np.moveaxis(raw, 1, -1)
                 vectors = places[item][0].new_vectors(self._reader(entry).key(places[item][2]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)

@@ -28,6 +28,7 @@ from trainer.sections import (
     RunSection,
     SampleSection,
     Section,
+    SimulateSection,
     TrainSection,
 )
 
@@ -54,6 +55,7 @@ class RunConfig(Section):
     curriculum: CurriculumSection
     sample: SampleSection = SampleSection()
     plan: PlanSection = PlanSection()
+    simulate: SimulateSection = SimulateSection()
     metrics: MetricsSection = MetricsSection()
 
     @model_validator(mode="after")
@@ -75,6 +77,7 @@ class RunConfig(Section):
 # Keys that may differ between two starts of one run: they change where and how fast it runs, never its numbers (the guard's: only from
 # here on, what it has decided stands).
 FREE_KEYS = (
+    "recipe",  # where the keys come from
     "run.root",
     "cluster",
     "parallel.tp",
@@ -95,6 +98,7 @@ FREE_KEYS = (
     "profile",
     "sample",
     "plan",
+    "simulate",
     "metrics",
     "data.root",
     "data.cache",
@@ -221,12 +225,14 @@ def fixed_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def recipe_hash(config: RunConfig) -> str:
     """A name for what a run's numbers depend on."""
-    fixed = fixed_keys(config.model_dump(mode="json", exclude={"recipe": True, "run": True}))
+    fixed = fixed_keys(config.model_dump(mode="json", exclude={"run": True}))
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first dotted key, outside FREE_KEYS, in which two resolved recipes differ."""
-    there, here = fixed_keys(old), fixed_keys(new)
-    different = (key for key in [*here, *there] if here.get(key) != there.get(key))
-    return next((f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different), None)
+def saved(run: Path) -> RunConfig:
+    """The resolved recipe that a run wrote down."""
+    path = run / "config.yaml"
+    try:
+        return RunConfig.model_validate(read_recipe(str(path)))
+    except ValidationError as error:
+        raise UserError(f"{path} is of another version of this code: {explain(error)}") from None

@@ -33,7 +33,7 @@ def standing(happened: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events without those of steps that a later restart went back behind: what is true of the run as it stands."""
     kept: list[dict[str, Any]] = []
     for event in happened:
-        if event["event"] == "layout":
+        if event["event"] in ("layout", "rollback"):
             kept = [old for old in kept if old["event"] not in OF_A_STEP or old["step"] <= event["step"]]
         kept.append(event)
     return kept

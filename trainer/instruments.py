@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.curriculum import Stage, tokens_to_go
+from trainer.goodput import Goodput
 from trainer.meter import Meter
 from trainer.metrics import CAUSES, DIMENSIONS, RUN_STATES
 
@@ -135,6 +136,12 @@ class RunInstruments:
         """What the samples are worth, in dB."""
         self.meter.set("sample_psnr_decibels", psnr, video="generated")
         self.meter.set("sample_psnr_decibels", psnr_copy_last_frame, video="copy_last_frame")
+
+    def goodput(self, account: Goodput) -> None:
+        """Where the wall time went since the run began."""
+        self.meter.set("goodput_ratio", account.ratio)
+        for cause, seconds in account.lost.items():
+            self.meter.set("lost_seconds", seconds, loss=cause)
 
     def _state(self, state: str) -> None:
         """What the run is doing from now on: one of RUN_STATES."""

@@ -27,11 +27,12 @@ class Silence:
 
 
 class Journal:
-    """A generation's record, from the commit it started from; `recomputed` counts the steps that it makes once more."""
+    """A generation's record, from the commit it started from; `recomputed` counts the steps that it makes once more,
+    `recomputed_seconds` is what they had taken."""
 
     def __init__(self, run: Path, generation: int, step: int, report: Report) -> None:
         self._run, self._generation, self._report = run, generation, report
-        self.recomputed = cut_back(run, step)
+        self.recomputed, self.recomputed_seconds = cut_back(run, step)
         self._log = MetricsLog(run)
 
     def event(self, kind: str, **fields: Any) -> None:

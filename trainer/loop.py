@@ -17,7 +17,9 @@ from trainer.batches import MicroBatch, Step, micro_batch, plan_step
 from trainer.checkpoint.keeper import Keeper
 from trainer.curriculum import RunState, promotion_reason
 from trainer.engine import Engine
+from trainer.heartbeat import Heartbeat
 from trainer.journal import Journal, Silence
+from trainer.leave import Leave
 from trainer.measure import step_metrics
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
@@ -29,36 +31,56 @@ from trainer.units import Unit
 Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sources, one pass
 
 
-def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, trace: StepTrace) -> None:
+def run_stage(
+    task: StageTask,
+    engine: Engine,
+    state: RunState,
+    keeper: Keeper,
+    journal: Journal | Silence,
+    beat: Heartbeat,
+    trace: StepTrace,
+    leave: Leave,
+) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
     Ends early with a commit where less is mixed in from then on, and without one when the guard takes the run back: the next
-    generation goes on from the last commit.
+    generation goes on from the last commit. Exits, after a commit, when a rank was told to leave.
     """
-    rule, committed, saving, change = task.stage.promotion, state, 0.0, task.stage.next_change(state.stage_step)
+    rule, committed, change = task.stage.promotion, state, task.stage.next_change(state.stage_step)
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state, task.bucket)) is None and state.stage_step != change:
+            beat.enter("step")
             with trace.step(state.step + 1):
                 state, metrics = train_step(task, engine, state, batches, journal)
+            if state.step == task.first_step + 1:
+                beat.passed("stepped")
             if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
+                beat.enter("evaluate")
                 state = state.evaluated(evaluate(task, engine))
                 journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
-            # the seconds that training stood still for it stand in the next step's line.
-            journal.step(StepMetrics(**metrics, checkpoint_seconds=saving))
+            # the seconds that training stands still for it stand in the next step's line.
+            journal.step(StepMetrics(**metrics, checkpoint_seconds=keeper.saver.stall()))
             keeper.saver.check()
-            saving = 0.0
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
             ends = state.stage_step == change or promotion_reason(rule, state, task.bucket)
+            if leave.agreed() and not ends:
+                beat.enter("commit")
+                keeper.commit(state, "told to leave", permanent=False)
+                keeper.saver.wait()
+                leave.go()
             if state.step - committed.step >= task.train.commit_every and not ends:
+                beat.enter("commit")
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
-                saving, committed = keeper.commit(state, "periodic", permanent), state
+                keeper.commit(state, "periodic", permanent)
+                committed = state
     finally:
         batches.close()
         trace.close()
+    beat.enter("commit")
     if reason is None:
         keeper.commit(state, "change of mixture", permanent=False)
         keeper.saver.wait()

@@ -21,13 +21,24 @@ COMMANDS = {
     "sample": ("trainer.commands.sample", "sample <model> --image cat.png --text ...: continue an image or a video with a trained model"),
     "export": ("trainer.commands.export", "export <run> -o folder: the model as a folder that loads without Ray or DeepSpeed"),
     "evaluate": ("trainer.commands.evaluate", "evaluate <model> [<model>]: losses, drift and motion on held-out clips, compared; a page"),
+    "status": ("trainer.commands.status", "status <run>: stage, step, layout, time to go, goodput and last failures of a run"),
+    "runs": ("trainer.commands.runs", "runs: the runs under run.root, with their state, step and held-out loss"),
+    "fork": (
+        "trainer.commands.fork",
+        "fork <run> --step N key=value ... run.name=new: a new run that goes on from a commit with changed keys",
+    ),
+    "rollback": ("trainer.commands.rollback", "rollback <run> --step N: take a run back to an earlier commit; later ones are set aside"),
+    "prune": ("trainer.commands.prune", "prune <run>: what can be deleted of a run's commits, and with --yes the deleting"),
     "plan": ("trainer.commands.plan", "plan: the layout, memory and step time of every stage on a cluster that need not be there"),
+    "simulate": ("cluster.simulate", "simulate: a recipe's days on clusters that need not be there: goodput, and time lost by cause"),
     "encode": ("cluster.encode_command", "encode: only encode the videos of a recipe, into data.root"),
     "doctor": ("trainer.commands.doctor", "doctor <data set>: verify its checksums, counts and order, mend its indices, describe it"),
     "verify": (
         "cluster.verify_command",
         "verify: how well the tokenizer gives back the recipe's videos, with a picture; hours and bytes to expect",
     ),
+    "chaos": ("cluster.chaos", "chaos --minutes 10 --seed 3: do faults to a small run, and prove that it is the run that met none"),
+    "stop": ("cluster.stop_command", "stop: end a live run in order, with a commit; its command continues it"),
     "dataset": ("trainer.commands.dataset", "dataset folder=<data set>: add videos to it, remove some, give others new captions"),
 }
 

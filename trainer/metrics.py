@@ -14,15 +14,19 @@ from typing import Literal, TextIO
 PREFIX = "videomar_"
 RUN_STATES = ("encoding", "training", "sampling")
 DIMENSIONS = ("world", "dp", "tp", "sp", "zero", "micro_batch", "accumulation")
-CAUSES = ("exception", "exit", "signal", "seat")  # how the first process of a failed generation ended
+# What brought a generation down; the last four say only how its first process ended.
+CAUSES = ("hang", "out_of_memory", "communication", "data", "hardware", "preempted", "node", "exception", "exit", "signal", "seat")
 # Where a run's wall time goes; all but "step" is lost. "start": a generation's, up to its first step; "other": between two steps.
 ACTIVITIES = ("encode", "start", "step", "recompute", "data", "checkpoint", "evaluate", "sample", "other")
+# What wall time is lost to (trainer/goodput.py). "replan": from the end of a generation to the start of the next; "other": not told.
+LOSSES = ("detect", "start", "load", "data", "checkpoint", "recompute", "replan", "other")
 # How many values a label may have at one endpoint; series beyond are dropped and counted.
 LABEL_VALUES = {
     "state": len(RUN_STATES),
     "dimension": len(DIMENSIONS),
     "cause": len(CAUSES),
     "activity": len(ACTIVITIES),
+    "loss": len(LOSSES),
     "stage": 32,
     "frame": 64,  # latent frames of a clip
     "source": 16,  # buckets of a mixture
@@ -81,8 +85,10 @@ METRICS = (
     gauge("rank_data_wait_seconds", "What a rank's last step waited for data.", "rank"),
     gauge("rank_memory_bytes", "Peak memory of a rank's device, or of its process on CPU.", "rank"),
     counter("time_seconds_total", "Wall time of the run by activity; the share of `step` is its goodput.", "activity"),
+    gauge("goodput_ratio", "Seconds of the steps that stand / wall seconds, since the run began."),
+    gauge("lost_seconds", "Wall seconds since the run began that are in no step that stands, by what they were lost to.", "loss"),
     counter("generations_total", "Process groups started."),
-    counter("failures_total", "Generations that ended before their stage, by how the first process ended.", "cause"),
+    counter("failures_total", "Generations that ended before their stage, by cause.", "cause"),
     counter("promotions_total", "Stages finished."),
     counter("commits_total", "Checkpoints committed."),
     gauge("commit_seconds", "What the last commit took."),
@@ -141,25 +147,27 @@ def metrics_path(run: Path) -> Path:
     return run / "metrics.jsonl"
 
 
-def cut_back(run: Path, step: int) -> int:
-    """Drop the lines after `step`, which a restart will compute again, and a torn last line. Returns how many steps were dropped."""
+def cut_back(run: Path, step: int) -> tuple[int, float]:
+    """Drop the lines after `step`, which a restart will compute again, and a torn last line. Returns how many steps were dropped, and the
+    seconds that they had taken."""
     path = metrics_path(run)
     if not path.exists():
-        return 0
-    kept, dropped = [], 0
+        return 0, 0.0
+    kept, dropped, seconds = [], 0, 0.0
     for line in path.read_text().splitlines():
         try:
-            done = json.loads(line)["step"] <= step
+            told = json.loads(line)
         except ValueError:
-            done = False
-        if done:
+            told = {}
+        if told and told["step"] <= step:
             kept.append(line + "\n")
         else:
             dropped += 1
+            seconds += sum(told.get(part, 0.0) for part in ("step_seconds", "data_seconds", "checkpoint_seconds"))
     temporary = path.with_suffix(".part")
     temporary.write_text("".join(kept))
     temporary.replace(path)
-    return dropped
+    return dropped, seconds
 
 
 def last_step(run: Path) -> int:

@@ -6,9 +6,7 @@ cluster/ forks this from a warm seat; whatever ends it ends the generation, and 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +20,7 @@ from data_pipeline.epochs import Epochs
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from trainer import events, guard
+from trainer.allocator import keep_freed_memory
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
@@ -31,8 +30,10 @@ from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
 from trainer.epochs import Book, replayed
+from trainer.heartbeat import Heartbeat
 from trainer.initial import initial_model, reads_latents
 from trainer.journal import Journal, Report, Silence
+from trainer.leave import Leave
 from trainer.loop import run_stage
 from trainer.micro_batches import limits
 from trainer.mixture import ingredients
@@ -49,15 +50,20 @@ from trainer.trace import StepTrace
 
 def run(payload: dict[str, Any], report: Report, listener: socket.socket | None) -> None:
     """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
-    started = perf_counter()
+    started, beat = perf_counter(), Heartbeat(report, Path(payload["run"]), payload["generation"], payload["rank"])
+    beat.passed("forked")
+    beat.enter("group")
     torch.set_num_threads(payload["threads"])
+    keep_freed_memory()
     device = join_group(payload, listener)
-    live(payload, report, device, perf_counter() - started)
+    beat.passed("grouped")
+    live(payload, report, beat, device, perf_counter() - started)
     dist.destroy_process_group()
 
 
-def live(payload: dict[str, Any], report: Report, device: torch.device, joining: float) -> None:
+def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch.device, joining: float) -> None:
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
+    beat.enter("build")
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
     dataset = open_dataset(payload["dataset"], config.data.shard_cache())
     found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
@@ -66,31 +72,37 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
     mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)
     parallelise(model, mesh, config.train.checkpointing, config.train.compile, config.parallel.precision, device)
     engine = Engine(model, config.train, config.parallel, mesh)
+    beat.passed("built")
+    beat.enter("load")
     renewed: list[str] = []
     if found:
         renewed = load_commit(found, engine, dataset)
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
+    beat.passed("loaded")
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
         seconds = {"group": joining, "build": perf_counter() - joined}
-        layout = {"recomputed": journal.recomputed, **vars(task.layout), "seconds": seconds}
-        journal.event("layout", stage=task.stage.name, step=state.step, **layout)
+        again = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
+        journal.event("layout", stage=task.stage.name, step=state.step, **again, **vars(task.layout), seconds=seconds)
         if renewed:
             journal.event("tokenizer", stage=task.stage.name, step=state.step, dataset=dataset.origin, renewed=renewed)
     told: Journal | Silence | Pulse = journal or Silence()
     if not found and config.train.preflight:
+        beat.enter("preflight")
         flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
         figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
         told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.origin, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
+    leave = Leave(device)
+    leave.listen()
     try:
         with smaller_next_time(run_folder, task.stage.name, task.layout, device):
-            run_stage(task, engine, state, keeper, told, StepTrace(config.profile.range, run_folder, task.rank, told))
+            run_stage(task, engine, state, keeper, told, beat, StepTrace(config.profile.range, run_folder, task.rank, told), leave)
     finally:
         saver.close()
 

@@ -85,10 +85,28 @@ class ModelSection(Section):
 
 class ClusterSection(Section):
     launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1)  # wanted
+    min_workers: int | None = Field(None, ge=1)  # with which the run starts and goes on; default: workers
+    max_workers: int | None = Field(None, ge=1)  # that it takes when nodes join; default: workers
+    wait_seconds: float = Field(300.0, ge=0)  # for min_workers, before giving up
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
+    silence: float = Field(30.0, gt=0)  # seconds without a sign of life that a worker is always granted; ten steps where they take longer
+
+    @property
+    def fewest(self) -> int:
+        return self.min_workers or self.workers
+
+    @property
+    def most(self) -> int:
+        return self.max_workers or self.workers
+
+    @model_validator(mode="after")
+    def workers_in_order(self) -> ClusterSection:
+        if not self.fewest <= self.workers <= self.most:
+            raise ValueError(f"min_workers {self.fewest} <= workers {self.workers} <= max_workers {self.most} does not hold")
+        return self
 
 
 class ParallelSection(Section):
@@ -171,6 +189,28 @@ class PlanSection(Section):
     memory: str | None = None  # per device, as in 80GB or 80GiB; default: the device's
     efficiency: float = Field(0.4, gt=0, le=1)  # fraction of its peak at which a device computes matrix products
     precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class SimulateSection(Section):
+    """What `simulate` is told beside `plan`, which says what devices there are. Times of our own parts are measured ones (their sources:
+    cluster/simulation/constants.py)."""
+
+    world: int = Field(4096, ge=1, le=16_384)  # devices of the largest cluster
+    spare_nodes: int = Field(1, ge=0)
+    hours: float = Field(24.0, gt=0)
+    mtbf_hours: float = Field(2.0, gt=0)  # mean time between faults of that cluster; a smaller one has fewer
+    node_share: float = Field(0.8, ge=0, le=1)  # of the faults that take a node with them; the others end one process
+    preempted_share: float = Field(0.0, ge=0, le=1)  # of the faults that are told a moment before
+    repair_hours: float = Field(4.0, gt=0)  # mean time until a node is back
+    runs: int = Field(3, ge=1)  # simulated with the seeds seed, seed + 1, ...; their sums are told
+    storage_bytes_per_second: float = Field(10e9, gt=0)  # of all devices together, for commits
+    measured: str | None = None  # a run's folder, whose restarts are taken instead of the measured ones below
+    detect_seconds: float = Field(0.6, ge=0)  # from the death of a process to the end of its group
+    detect_node_seconds: float = Field(8.5, ge=0)  # the same of a node
+    replan_seconds: float = Field(0.2, ge=0)  # from there to the start of the next group
+    start_seconds: float = Field(1.4, ge=0)  # of a group until its engine is built
+    load_seconds: float = Field(0.1, ge=0)  # of a commit, besides reading it
+    copy_bytes_per_second: float = Field(17.5e9, gt=0)  # of a device into its host's memory, for which training waits at a commit
 
 
 class MetricsSection(Section):

@@ -50,6 +50,13 @@ def commit_on_sigterm(payload: Payload, report: Report, listener: Listener) -> N
     time.sleep(600)
 
 
+def commit_after_a_while(payload: Payload, report: Report, listener: Listener) -> None:
+    report({"kind": "up", "pid": os.getpid()})
+    time.sleep(2)
+    report({"kind": "event", "event": "commit"})
+    time.sleep(600)
+
+
 def ignore_sigterm(payload: Payload, report: Report, listener: Listener) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report({"kind": "up", "pid": os.getpid()})
@@ -66,6 +73,9 @@ def ring(payload: Payload, report: Report, listener: Listener) -> None:
     """A process group in miniature: every rank is connected to rank 0. Rank payload["at"] then fails in the way that
     payload["fault"] names; the others lose the connection, and fail of it unless they are deaf."""
     peers = _connect(payload, listener)
+    report({"kind": "beat", "section": "start"})
+    report({"kind": "beat", "section": "step"})
+    report({"kind": "beat", "section": "step"})
     report({"kind": "up", "rank": payload["rank"], "world": payload["world"], "generation": payload["generation"]})
     if payload.get("at") == payload["rank"]:
         _fail(payload["fault"])
@@ -86,6 +96,14 @@ def _fail(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "exit 3":
         sys.exit(3)
+    if fault == "hang":
+        hang_here()
+    if fault == "SIGSTOP":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang_here() -> None:
+    time.sleep(600)
 
 
 def _await_end(peers: list[socket.socket], payload: Payload) -> None:

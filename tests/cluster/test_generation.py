@@ -9,65 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import ray
 
-from cluster import generation
-from cluster.generation import End, Outcome, first_cause
-from cluster.seats import Seats, make_seats
+from cluster import failures, generation
+from cluster.generation import Outcome
 from cluster.session import REPOSITORY, Session
 from tests.cluster.conftest import MARK, is_gone, until_gone
-from trainer.metrics import CAUSES
+from tests.cluster.seating import Seats, make_seats
 
 pytestmark = pytest.mark.timeout(120)
 TARGETS = "tests.cluster.targets"
-GLOO_ECHO = "RuntimeError: [/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]"
-
-ends = st.builds(
-    End,
-    rank=st.integers(0, 7),
-    code=st.sampled_from([0, 1, 3, -9, None]),
-    asked=st.booleans(),
-    detail=st.sampled_from(["", "Traceback\nValueError: clip 7 is broken", GLOO_ECHO]),
-)
-
-
-@given(st.lists(ends))
-def test_the_cause_is_the_first_own_fault_else_the_first_fault(arrived: list[End]) -> None:
-    failed = [end for end in arrived if end.failed]
-    own = [end for end in failed if not end.echo]
-    assert first_cause(arrived) == next(iter(own or failed), None)
-
-
-@pytest.mark.parametrize(
-    ("end", "reason"),
-    [
-        (End(1, -9), "rank 1 was killed by SIGKILL"),
-        (End(0, 3), "rank 0 exited with code 3"),
-        (End(2, 1, detail="Traceback\n  File\nValueError: clip 7\n"), "rank 2 raised ValueError: clip 7"),
-        (End(3, None, detail="The actor died.\nnode was lost"), "the seat of rank 3 died: node was lost"),
-    ],
-)
-def test_a_reason_is_one_line_that_names_the_rank(end: End, reason: str) -> None:
-    assert end.reason == reason
-
-
-@pytest.mark.parametrize(
-    ("end", "cause"),
-    [
-        (End(1, None, detail="gone"), "seat"),
-        (End(1, 1, detail="Traceback\nValueError: x"), "exception"),
-        (End(1, -9), "signal"),
-        (End(1, 3), "exit"),
-    ],
-)
-def test_a_failure_has_one_of_the_declared_causes(end: End, cause: str) -> None:
-    assert generation._outcome([End(0, 0), end], [None, None]).cause == cause
-    assert cause in CAUSES
-
-
-def test_an_error_that_only_mentions_a_connection_in_its_traceback_is_no_echo() -> None:
-    assert not End(0, 1, detail="Connection closed by peer\nValueError: clip 7 is broken").echo
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +36,14 @@ class Run:
         self.folder = folder
         self.messages: list[tuple[int, dict[str, Any]]] = []
 
-    def __call__(self, target: str, world: int = 3, **payload: Any) -> Outcome:
+    def __call__(self, target: str, world: int = 3, seats: Any = None, **payload: Any) -> Outcome:
         payloads = [{"log": str(self.folder / f"rank-{rank}.log"), **payload} for rank in range(world)]
-        return generation.run(self.seats[:world], f"{TARGETS}:{target}", payloads, self.take, 30.0, generation=5)
+        patience = {"silence": 1.0, "seat_silence": 4.0, "should_stop": self.should_stop}
+        seats = seats or self.seats[:world]
+        return generation.run(seats, f"{TARGETS}:{target}", payloads, self.take, 1.0, generation=5, **patience)
+
+    def should_stop(self) -> str | None:
+        return None
 
     def take(self, rank: int, message: dict[str, Any]) -> None:
         self.messages.append((rank, message))
@@ -150,6 +106,48 @@ def test_a_lost_seat_is_named_and_can_be_replaced(run: Run, seats: Seats) -> Non
     assert Run(seats, run.folder)("ring").finished
 
 
+def test_a_rank_that_hangs_is_ended_and_named_with_the_stacks_of_all(run: Run) -> None:
+    outcome = run("ring", at=1, fault="hang", deaf=True)
+    assert (outcome.failed_rank, outcome.cause, outcome.section) == (1, "hang", "step")
+    assert 1.0 < outcome.detected - outcome.happened < 30.0
+    assert "hang_here" in outcome.stacks[1]
+    assert all("_await_end" in outcome.stacks[rank] for rank in (0, 2))
+    assert failures.write(run.folder, 5, outcome).read_text().count('"MainThread"') == 3
+    assert any(line.startswith("  rank 1 was in hang_here") for line in failures.shortened(outcome))
+
+
+def test_a_stopped_process_is_the_one_that_hangs(run: Run) -> None:
+    outcome = run("ring", at=2, fault="SIGSTOP", deaf=True)
+    assert (outcome.failed_rank, outcome.cause) == (2, "hang")
+
+
+def test_a_failure_keeps_the_stacks_of_the_ranks_that_lived(run: Run) -> None:
+    outcome = run("ring", at=2, fault="exit 3", deaf=True)
+    assert sorted(outcome.stacks) == [0, 1]
+    assert outcome.cause == "exit"
+
+
+def test_a_seat_that_does_not_answer_is_lost(run: Run, seats: Seats) -> None:
+    place = 2
+    pid = seats.warm()[place]["pid"]
+    run.take = lambda rank, message: os.kill(pid, signal.SIGSTOP) if rank == place else None  # type: ignore[assignment,method-assign]
+    try:
+        outcome = run("sleep")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (outcome.lost, outcome.cause) == ((place,), "node")
+    ray.get(seats[place].kill.remote())
+    assert Run(seats, run.folder)("ring").finished
+
+
+@pytest.mark.parametrize("wish", [generation.AT_ONCE, generation.AT_THE_NEXT_COMMIT])
+def test_a_group_ends_early_when_it_is_asked_to(run: Run, wish: str) -> None:
+    run.should_stop = lambda: wish if run.messages else None  # type: ignore[method-assign]
+    outcome = run("commit_after_a_while", world=2)
+    assert (outcome.finished, outcome.stopped) == (True, True)
+    assert any(message["kind"] == "event" for _, message in run.messages) == (wish == generation.AT_THE_NEXT_COMMIT)
+
+
 def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
     pids = []
 
@@ -167,12 +165,13 @@ def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
 
 DRIVER = """
 import sys
-from cluster import generation, seats, session
+from cluster import generation, session
+from tests.cluster.seating import make_seats
 with session.connect(None, cpus=2):
-    made = seats.make_seats(2, 1, preload=[], threads=1)
+    made = make_seats(2, 1, preload=[], threads=1)
     payloads = [{"log": f"{sys.argv[1]}/log", "commit": f"{sys.argv[1]}/commit-{rank}"} for rank in range(2)]
     report = lambda rank, message: print(message["pid"], flush=True)
-    generation.run(made, "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
+    generation.run(made[:2], "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
 """
 
 

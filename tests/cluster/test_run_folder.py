@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster import run_folder
 from cluster.session import REPOSITORY
 from data_pipeline.errors import UserError
-from trainer import lease
-from trainer.config import RunConfig, load
+from trainer import events, lease
+from trainer.config import RunConfig, load, saved
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -69,7 +70,7 @@ def test_a_run_that_ended_can_be_continued_by_its_recipe_and_by_free_keys(tmp_pa
 def test_another_recipe_is_refused_by_key_and_values(tmp_path: Path) -> None:
     made(tmp_path)
     assert refusal(recipe(tmp_path, "train.lr=0.5")).startswith(
-        f"{tmp_path / 'mine'} was made by another recipe: train.lr (0.002 there, 0.5 now); choose another run.name"
+        f"{tmp_path / 'mine'} was made by another recipe: train.lr 0.002 -> 0.5; start it with the old values, choose another run.name"
     )
 
 
@@ -127,12 +128,28 @@ def test_a_run_of_another_host_cannot_be_seen_and_is_taken_over(tmp_path: Path) 
     assert run_folder.take(config)[1] == 2
 
 
-def test_taking_keeps_the_config_of_the_first_start(tmp_path: Path) -> None:
-    first = (made(tmp_path).run_folder / run_folder.CONFIG).read_text()
-    folder, number = run_folder.take(recipe(tmp_path, "cluster.workers=1"))
-    run_folder.keep_config(recipe(tmp_path, "cluster.workers=1"))
+def test_taking_with_changed_free_keys_is_told_and_writes_the_recipe_of_now(tmp_path: Path) -> None:
+    made(tmp_path)
+    config = recipe(tmp_path, "cluster.workers=1", "train.commit_every=3")
+    assert [str(change) for change in run_folder.check(config, inside_job=False)] == [
+        "cluster.workers 2 -> 1",
+        "train.commit_every 40 -> 3",
+    ]
+    folder, number = run_folder.take(config)
+    run_folder.keep_config(config)
     assert number == 2
-    assert (folder / run_folder.CONFIG).read_text() == first
+    assert saved(folder) == config
+    (told,) = events.read_events(folder)
+    assert (told["event"], told["changed"]) == ("recipe", {"cluster.workers": [2, 1], "train.commit_every": [40, 3]})
+
+
+def test_a_recipe_of_an_older_version_has_the_defaults_of_keys_it_lacks(tmp_path: Path) -> None:
+    config = made(tmp_path)
+    path = config.run_folder / run_folder.CONFIG
+    tree = yaml.safe_load(path.read_text())
+    del tree["guard"], tree["train"]["weight_decay"]
+    path.write_text(yaml.safe_dump(tree))
+    assert run_folder.check(config, inside_job=False) == []
 
 
 @pytest.mark.parametrize("key", ["run.root", "data.root"])

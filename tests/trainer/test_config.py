@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.config import RECIPES, RunConfig, dump, first_difference, load
+from trainer.config import RECIPES, RunConfig, dump, load
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -65,9 +65,3 @@ def test_a_recipe_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
     path.write_text("- 1\n")
     with pytest.raises(UserError, match=r"mine\.yaml: a recipe is a mapping"):
         load([f"recipe={path}"])
-
-
-def test_only_keys_that_change_the_numbers_make_another_recipe() -> None:
-    old = load([]).model_dump(mode="json")
-    assert first_difference(old, load(["cluster.workers=1", "train.micro_batch=3", "sample.videos=1"]).model_dump(mode="json")) is None
-    assert first_difference(old, load(["train.lr=0.5"]).model_dump(mode="json")) == "train.lr (0.002 there, 0.5 now)"

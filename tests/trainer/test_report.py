@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import events
-from trainer.inspection import goodput, report
+from trainer.goodput import Goodput
+from trainer.inspection import report
 from trainer.inspection.chart import COLOURS, HEIGHT, LEFT, POINTS, RIGHT, TOP, WIDTH, Line, chart, nice
 from trainer.inspection.chronicle import event_table
 from trainer.inspection.curves import event_marks, stage_starts
 from trainer.inspection.sheet import Row, contact_sheet
+from trainer.inspection.verdict import time_bars, verdict
 from trainer.metrics import MetricsLog, StepMetrics
 
 RUN = Path("run")
@@ -207,7 +209,7 @@ def test_samples_whose_sheet_is_gone_are_left_out(tmp_path: Path) -> None:
     gone = event("samples", step=10, folder=str(tmp_path / "gone"), seconds=2.0, psnr=20.0, psnr_copy_last_frame=15.0, clips=1)
     page = Page(report.page(RUN, STEPS, [*HAPPENED, gone]))
     assert "img" not in page.tags
-    assert "2.0 s" in page.of("td")
+    assert "samples" in page.of("td")
 
 
 def test_an_empty_chart_is_nothing() -> None:
@@ -276,35 +278,20 @@ def test_a_failure_is_marked_where_the_run_went_on() -> None:
     assert "failure: killed by signal 9" in Page(report.page(RUN, STEPS, HAPPENED)).of("title")
 
 
-def test_the_wall_time_is_told_part_by_part() -> None:
-    def at(time: float, kind: str, **fields: Any) -> Record:
-        return event(kind, **fields) | {"time": time}
-
-    happened = [
-        at(100, "start", sources={}),
-        at(101, "layout", stage="first", step=0, seconds={"group": 0.5, "build": 0.5}, recomputed=0),
-        at(104, "failure"),
-        at(9000, "start", sources={}),  # hours later: the time between two starts is nobody's
-        at(9001, "layout", stage="first", step=0, seconds={"group": 0.5}, recomputed=2),
-        at(9010, "samples", step=10, seconds=2.0, folder="f"),
-    ]
-    assert goodput.wall_seconds(happened) == 14.0
-    parts = goodput.breakdown(STEPS, happened)
-    assert parts["training steps"] == pytest.approx(5.0)
-    assert parts["waiting for data"] == pytest.approx(1.0)
-    assert parts["steps done again"] == pytest.approx(1.2)
-    assert parts["starting generations"] == pytest.approx(1.5)
-    assert sum(parts.values()) == pytest.approx(14.0)
-    assert [row[0] for row in goodput.rows(parts)][-1] == "everything else"
+def test_the_wall_time_is_told_part_by_part_with_a_bar_each() -> None:
+    page = Page(time_bars(Goodput(6.0, {"recompute": 3.0, "detect": 0.0, "other": 1.0})))
+    assert page.of("p") == ["Goodput 60.0%: 6.0 of 10.0 s of wall time went into steps that count."]
+    assert page.of("td")[0:3] == ["steps that count", "6.0 s", "60.0%"]
+    assert page.of("td")[3:6] == ["steps thrown away", "3.0 s", "30.0%"]
+    assert [value for name, value in page.attributes if name == "style"] == ["width:60.0%", "width:30.0%", "width:10.0%"]
+    assert time_bars(Goodput(0.0, {"other": 0.0})) == ""
 
 
 def test_the_page_says_whether_it_learns() -> None:
     evaluations = [event("evaluation", stage="second", step=step, held_out_loss=loss) for step, loss in ((6, 0.5), (8, 0.3), (10, 0.4))]
-    assert (
-        goodput.verdict(STEPS, evaluations) == "In stage second the held-out loss fell from 0.5000 to 0.4000 (-20.0%); its best was 0.3000."
-    )
-    assert "the training loss fell from 0.1667 to 0.1000" in goodput.verdict(STEPS, [])
-    assert "too few steps" in goodput.verdict(STEPS[:1], [])
+    assert verdict(STEPS, evaluations) == "In stage second the held-out loss fell from 0.5000 to 0.4000 (-20.0%); its best was 0.3000."
+    assert "the training loss fell from 0.1667 to 0.1000" in verdict(STEPS, [])
+    assert "too few steps" in verdict(STEPS[:1], [])
 
 
 def test_samples_over_time_are_shown_newest_first_and_once_each(tmp_path: Path) -> None:

@@ -132,15 +132,19 @@ def generation_starts(happened: Sequence[dict[str, Any]]) -> dict[int, int]:
     return {event["generation"]: event["step"] for event in happened if event["event"] == "layout"}
 
 
-def prune(run: Path, newest: Commit, keep: int) -> None:
-    """Delete all but the commit just made and the newest `keep` permanent ones up to it.
+def superseded(run: Path, newest: Commit, keep: int) -> list[Path]:
+    """The folders of all commits but `newest` and the newest `keep` permanent ones up to it.
 
-    What is of a later step was gone back behind, and goes too; what is of a newer generation is not ours to delete.
+    What is of a later step was gone back behind, and is among them; what is of a newer generation is not ours to delete.
     """
     permanent = [commit for commit in commits(run) if commit.permanent and commit.state.step <= newest.state.step]
     kept = {newest.folder} | {commit.folder for commit in permanent[:keep]}
-    for folder in folders(run):
-        if folder not in kept and int(folder.name) <= newest.generation:
-            remove_folder(folder, MARKER)
-            if not any(folder.parent.iterdir()):
-                folder.parent.rmdir()
+    return [folder for folder in folders(run) if folder not in kept and int(folder.name) <= newest.generation]
+
+
+def prune(run: Path, newest: Commit, keep: int) -> None:
+    """Delete what is superseded by the commit just made."""
+    for folder in superseded(run, newest, keep):
+        remove_folder(folder, MARKER)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.events import read_events, standing
-from trainer.inspection import goodput
+from trainer.goodput import goodput
 from trainer.inspection.chronicle import counts, data_table, event_table, samples_wall, stage_table, trace_links
 from trainer.inspection.curves import loss_charts, speed_charts
-from trainer.inspection.page import document, section, table
+from trainer.inspection.page import document, section
+from trainer.inspection.verdict import time_bars, verdict
 from trainer.metrics import read_metrics
 
 Record = dict[str, Any]
@@ -36,7 +37,7 @@ def page(run: Path, metrics: Sequence[Record], happened: Sequence[Record]) -> st
         f"<h1>{html.escape(run.name)}</h1>",
         headline(metrics, happened),
         section("What does it look like now?", samples_wall(run, happened)),
-        section("Is it learning?", told(goodput.verdict(metrics, true_now)) + loss_charts(metrics, true_now, happened)),
+        section("Is it learning?", told(verdict(metrics, true_now)) + loss_charts(metrics, true_now, happened)),
         section("Is it fast?", speed(metrics, happened) + trace_links(happened)),
         section("Stages", stage_table(metrics, true_now)),
         section("Data", data_table(happened)),
@@ -61,5 +62,4 @@ def headline(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
 
 def speed(metrics: Sequence[Record], happened: Sequence[Record]) -> str:
     """Where the time went, then the curves."""
-    parts = goodput.breakdown(metrics, happened)
-    return table(["where the time went", "", ""], goodput.rows(parts), "where the time went") + speed_charts(metrics, happened)
+    return (time_bars(goodput(happened, metrics)) if metrics else "") + speed_charts(metrics, happened)

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from data_pipeline.buckets import Bucket
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset, open_dataset
@@ -87,26 +85,17 @@ def open_training(folder: Path) -> Training:
     run = folder if is_run else commit.folder.parents[2]
     if not (run / "config.yaml").is_file():
         raise UserError(f"{commit.folder} belongs to no run: there is no {run / 'config.yaml'}")
-    config, dataset = config_of(run), dataset_of(run, commit)
+    config, dataset = configs.saved(run), dataset_of(run, commit)
     if commit.dataset != dataset.origin:
         raise UserError(f"{commit.folder} was trained on another data set than {dataset.folder} now is, so on another tokenizer's latents")
     return Training(run, config, dataset, commit)
 
 
-def config_of(run: Path) -> RunConfig:
-    """The resolved recipe that a run wrote down."""
-    path = run / "config.yaml"
-    try:
-        return RunConfig.model_validate(configs.read_recipe(str(path)))
-    except ValidationError as error:
-        raise UserError(f"{path} is of another version of this code: {configs.explain(error)}") from None
-
-
 def dataset_of(run: Path, commit: commits.Commit) -> Dataset:
     """The data set that a commit was trained on, else the one its run was last started on; one that was moved together with its run is
     found beside it."""
-    told = [event for event in reversed(read_events(run)) if event["event"] in ("start", "data")]
-    told.sort(key=lambda event: event["dataset"] != commit.dataset)
+    told = [event for event in reversed(read_events(run)) if "data_folder" in event]
+    told.sort(key=lambda event: event.get("dataset") != commit.dataset)
     named = next((Path(event["data_folder"]) for event in told), None)
     if named is None:
         raise UserError(f"{run} does not tell its data set: its events.jsonl has no start")
