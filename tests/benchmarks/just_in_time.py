@@ -11,23 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from cluster import dataset as datasets
 from cluster import run_folder, session
 from cluster.controller import preload
 from cluster.encode import Progress
 from cluster.feeding import Feeding
+from cluster.gang import Gang
 from cluster.progress import Board
 from cluster.readiness import Feed
 from cluster.run import Run
-from cluster.seats import Seats, make_seats
 from data_pipeline.encode import Chunk, encode_chunk
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
@@ -94,15 +91,15 @@ def encode_alone(config: RunConfig, encode: RateLimited) -> float:
     return seconds
 
 
-def run(config: RunConfig, seats: Seats, encode: RateLimited) -> float:
+def run(config: RunConfig, gang: Gang, encode: RateLimited) -> float:
     """Seconds of a whole run, encoding included; its seats are warm."""
     jobs, board, instruments = datasets.find_all(config), Board(), RunInstruments(Meter("benchmark"), config.curriculum.stages)
     folder, number = run_folder.take(config, restarted=False)
     started = time.perf_counter()
     feed = Feed(config, jobs, 1, encode=encode).start()
     try:
-        data = Feeding(feed, folder, 1, board, instruments, threading.Event().is_set)
-        training = Run(config, folder, number, data, seats, board, instruments, threading.Event().is_set)
+        data = Feeding(feed, folder, 1, board, instruments, lambda: None)
+        training = Run(config, folder, number, data, gang, board, instruments, lambda: None)
         training.begin()
         training.to_the_end()
     finally:
@@ -114,20 +111,20 @@ def run(config: RunConfig, seats: Seats, encode: RateLimited) -> float:
 
 def measure(root: Path, steps: int, paces: Sequence[float]) -> dict[str, Any]:
     with session.connect(None, 2):
-        seats = make_seats(1, 1, preload(recipe(root, "x", "x", steps)), threads=1)
+        gang = Gang(preload(recipe(root, "x", "x", steps)), {"CPU": 1}, threads=1, maximum=1)
         try:
-            ray.get([seat.warm.remote() for seat in seats])
+            gang.gather(1, 60.0, True, gang.refresh, print)
             ready = recipe(root, "alone", "ready", steps)
             natural = encode_alone(ready, RateLimited(0.0))
-            train = run(ready, seats, RateLimited(0.0))
+            train = run(ready, gang, RateLimited(0.0))
             found = []
             for number, pace in enumerate(paces):
                 limited = RateLimited(pace * train / CLIPS)
                 encode = encode_alone(recipe(root, "none", f"alone-{number}", steps), limited)
-                together = run(recipe(root, f"together-{number}", f"together-{number}", steps), seats, limited)
+                together = run(recipe(root, f"together-{number}", f"together-{number}", steps), gang, limited)
                 found.append({"pace": pace, "encode_seconds": encode, "run_seconds": together, "ratio": together / max(encode, train)})
         finally:
-            seats.close()
+            gang.close()
     return {"train_seconds": train, "unlimited_encode_seconds": natural, "measurements": found}
 
 
