@@ -70,8 +70,9 @@ def row(config: RunConfig, devices: int) -> dict[str, Any]:
     nodes = -(-devices // per_node)
     mtbf = section.mtbf_hours * section.world / devices
     cluster, job = Cluster(nodes, section.spare_nodes, section.hours * SECONDS), job_of(config, per_node)
-    if job.speed(0, nodes) is None:
-        raise UserError(f"simulate: stage {config.curriculum.stages[0].name} does not fit on {devices} devices; see the plan command")
+    for place, stage in enumerate(config.curriculum.stages):
+        if job.speed(place, nodes) is None:
+            raise UserError(f"simulate: stage {stage.name} does not fit on {devices} devices; see the plan command")
     ours = our_price(config, devices)
     found: dict[str, Any] = {"devices": devices, "mtbf_hours": mtbf}
     for name, price, warned in (("ours", ours, True), ("plain", plain_price(ours), False)):
