@@ -30,6 +30,7 @@ from trainer import lease
 from trainer.commands.options import Options
 from trainer.config import RunConfig
 from trainer.events import read_events
+from trainer.goodput import goodput
 from trainer.metrics import last_step, read_metrics
 
 EXAMPLE = """  python trainer/main.py chaos --minutes 10 --seed 3
@@ -72,17 +73,14 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         hosts = cleanup.enter_context(Hosts(2, 1, environment, network))
         recipe.append(f"cluster.address={hosts.address}")
         print(f"hosts {hosts.count} and a head, at {hosts.address}; runs in {root}", flush=True)
-        unbroken = Job("unbroken", recipe, hosts)
+        unbroken = cleanup.enter_context(Job("unbroken", recipe, hosts))
         unbroken.finish()
         print(f"unbroken run: {last_step(unbroken.run)} steps in {unbroken.seconds:.0f} s", flush=True)
-        broken = Job("chaos", recipe, hosts)
-        try:
-            injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
-            planned = faults.plan(options.seed, options.minutes, kinds)
-            met = [*disturb(broken, injector, planned, options.minutes)]
-            broken.finish()
-        finally:
-            broken.stop()
+        broken = cleanup.enter_context(Job("chaos", recipe, hosts))
+        injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
+        planned = faults.plan(options.seed, options.minutes, kinds)
+        met = [*disturb(broken, injector, planned, options.minutes)]
+        broken.finish()
     verdict = judge(unbroken, broken, met) | {"seed": options.seed, "minutes": options.minutes, "kinds": kinds, "planned": len(planned)}
     verdict["passed"] = verdict["equal"] and len(met) == len(planned)
     (root / "verdict.json").write_text(json.dumps(verdict, indent=1) + "\n")
@@ -160,9 +158,12 @@ class Job:
         while not self.over():
             time.sleep(LOOK_SECONDS)
 
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the command if it still runs; what it has started ends with the hosts."""
+        self._process.kill()
         self._process.wait()
 
     def said(self) -> str:
@@ -235,9 +236,10 @@ def judge(unbroken: Job, broken: Job, met: Sequence[dict[str, Any]]) -> dict[str
     events, metrics = read_events(broken.run), read_metrics(broken.run)
     folder = next(event["data_folder"] for event in events if event["event"] == "start")
     comparison = compare(metrics, read_metrics(unbroken.run), broken.config, open_dataset(folder))
-    productive = sum(float(str(line["step_seconds"])) for line in metrics)
+    account = goodput(events, metrics)
     return comparison.told() | {
-        "goodput": round(productive / broken.seconds, 4),
+        "goodput": round(account.ratio, 4),
+        "lost_seconds": {cause: round(seconds, 2) for cause, seconds in account.lost.items()},
         "seconds": round(broken.seconds, 1),
         "unbroken_seconds": round(unbroken.seconds, 1),
         "generations": lease.current(broken.run),
@@ -261,6 +263,6 @@ def lines(verdict: dict[str, Any], root: Path) -> list[str]:
         *told,
         f"faults   {len(verdict['faults'])} of {verdict['planned']} planned, {verdict['generations']} generations",
         f"history  {same}, {once}: {verdict['steps']} steps, largest relative difference {verdict['largest_difference']:.1e}",
-        f"goodput  {verdict['goodput']:.0%} of {verdict['seconds']:.0f} s; the unbroken run took {verdict['unbroken_seconds']:.0f} s",
+        f"goodput  {verdict['goodput']:.0%}; {verdict['seconds']:.0f} s in all, the unbroken run {verdict['unbroken_seconds']:.0f} s",
         f"verdict  {root / 'verdict.json'}",
     ]

@@ -3,6 +3,7 @@ shortened on the terminal. Called by the controller; pure but for the one file i
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from cluster.causes import main_thread
 from cluster.generation import Outcome
 
 TRACEBACK_LINES = 6
-FRAMES = 4
+OURS = re.compile(r"\b(trainer|model|data_pipeline|cluster)/")
+OUR_FRAMES = 2
 
 
 def told(outcome: Outcome) -> dict[str, Any]:
@@ -42,5 +44,9 @@ def shortened(outcome: Outcome) -> list[str]:
     where = f" in section {outcome.section}" if outcome.section else ""
     lines = [f"failure: {outcome.reason}", f"  cause {outcome.cause}{where}"]
     lines += [f"  {line}" for line in outcome.traceback.rstrip().splitlines()[-TRACEBACK_LINES:]]
-    lines += [f"  rank {rank} was in {' < '.join(main_thread(stack)[:FRAMES])}" for rank, stack in outcome.stacks.items()]
-    return lines
+    return lines + [f"  rank {rank} was in {' < '.join(telling(main_thread(stack)))}" for rank, stack in outcome.stacks.items()]
+
+
+def telling(frames: list[str]) -> list[str]:
+    """The innermost frame, and the innermost ones of this program."""
+    return frames[:1] + [frame for frame in frames[1:] if OURS.search(frame)][:OUR_FRAMES]

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from cluster.hosts import Hosts, Network, parent, trainers
@@ -20,6 +21,7 @@ from trainer import lease
 from trainer.checkpoint.commit import commit_folder, last_commit
 from trainer.config import RunConfig
 from trainer.events import read_events
+from trainer.metrics import last_step
 
 KINDS = {
     "worker": "SIGKILL to a trainer process",
@@ -144,7 +146,9 @@ class Injector:
     def _storage(self, fault: Fault) -> Done:
         done, every = last_commit(self._run), self._config.train.commit_every
         step = done.state.step if done else 0
-        with full(self._run, [step + every, step + 2 * every], lease.current(self._run)):
+        ends = accumulate(stage.promotion.max_steps for stage in self._config.curriculum.stages)
+        steps = [step + every, step + 2 * every, next(end for end in ends if end > last_step(self._run))]
+        with full(self._run, steps, lease.current(self._run)):
             return Done(f"commits after step {step}", self._reported("data"))
 
     def _rank(self, fault: Fault) -> tuple[int, int]:

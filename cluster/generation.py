@@ -19,7 +19,8 @@ SETTLE_SECONDS = 0.5  # how long a rank that only lost its peer waits for the ra
 TICK_SECONDS = 0.2  # between two looks at what no message tells
 RETRY_SECONDS = 0.2
 START_SECONDS = 180.0  # for a seat that may still be importing
-ANSWER_SECONDS = 8.0  # for an account, or for the end of a process, besides the grace it has been granted
+ANSWER_SECONDS = 5.0  # for an account, or for the end of a process, besides the grace it has been granted
+NO_ACCOUNT = f"asked what its rank does, it said nothing for {ANSWER_SECONDS:.0f} s"
 AT_ONCE, AT_THE_NEXT_COMMIT = "at once", "at the next commit"
 
 
@@ -151,6 +152,8 @@ class Group:
         """A rank has ended; the first that failed ends the rest."""
         first = end.failed and not any(earlier.failed for earlier in self._ends)
         self._ends.append(end)
+        if end.code is None:
+            self.running.pop(end.rank, None)
         if first:
             self._detected = time.time()
             time.sleep(SETTLE_SECONDS if end.echo else 0)
@@ -158,11 +161,14 @@ class Group:
             _ask(list(self.running.values()), "kill")
 
     def _break_silence(self, seconds: float) -> None:
-        """Some rank is silent for too long: find the one that holds up the others."""
+        """Some rank is silent for too long: find the one that holds up the others. One whose seat does not answer is lost."""
         if any(end.failed for end in self._ends):
             return
         self._accounts = self._look()
-        if self._accounts:
+        unheard = self.running.keys() - self._accounts.keys() - {end.rank for end in self._ends}
+        for rank in unheard:
+            self._ended(End(rank, None, detail=f"its node does not answer: {NO_ACCOUNT}", happened=time.time()))
+        if not unheard:
             rank = hung(self._accounts)
             account = self._accounts[rank]
             self._ended(End(rank, -signal.SIGKILL, section=account.section, happened=account.happened, silent=seconds))
@@ -170,7 +176,7 @@ class Group:
     def _look(self) -> dict[int, Account]:
         """What every rank that has not ended is doing, as far as its seat answers."""
         ended = {end.rank for end in self._ends}
-        calls = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
+        calls: dict[ray.ObjectRef, int] = {seat.account.remote(): rank for rank, seat in self.running.items() if rank not in ended}
         if calls:
             ray.wait([*calls], num_returns=len(calls), timeout=ANSWER_SECONDS)
         found = {}
@@ -182,9 +188,11 @@ class Group:
 
 
 def _messages(seats: dict[int, ActorHandle], poll_seconds: float, seat_silence: float) -> Iterator[tuple[int, Message | None]]:
-    """(rank, message) of all seats as they come, until each has sent its exit or is lost ({"kind": "lost"}); in between (-1, None)."""
+    """(rank, message) of all seats as they come, until each has sent its exit, is lost ({"kind": "lost"}) or is no longer in `seats`; in
+    between (-1, None)."""
     calls: dict[ray.ObjectRef, int] = {seat.wait.remote(poll_seconds): rank for rank, seat in seats.items()}
     quiet = dict.fromkeys(seats, 0.0)  # seconds since a seat's last answer, less those in which nobody here listened
+    refused: set[int] = set()  # whose connection is broken, which is worse than silence
     looked = time.monotonic()
     while calls:
         ray.wait([*calls], num_returns=1, timeout=TICK_SECONDS)
@@ -192,20 +200,26 @@ def _messages(seats: dict[int, ActorHandle], poll_seconds: float, seat_silence: 
         now = time.monotonic()
         quiet = {rank: seconds + min(now - looked, 2 * TICK_SECONDS) for rank, seconds in quiet.items()}
         looked = now
+        calls = {call: rank for call, rank in calls.items() if rank in seats}
         for call in ready:
-            rank = calls.pop(call)
+            rank = calls.pop(call, None)
+            if rank is None:
+                continue
             messages = _answer(call)
             if messages is None:
+                refused.add(rank)
                 time.sleep(RETRY_SECONDS)
             else:
+                refused.discard(rank)
                 quiet[rank] = 0.0
                 yield from ((rank, message) for message in messages)
-            if not messages or messages[-1]["kind"] not in ("exit", "lost"):
+            if rank in seats and (not messages or messages[-1]["kind"] not in ("exit", "lost")):
                 calls[seats[rank].wait.remote(poll_seconds)] = rank
         for call, rank in [*calls.items()]:
-            if quiet[rank] > seat_silence:
+            if quiet[rank] > (seat_silence / 2 if rank in refused else seat_silence):
                 del calls[call]
-                yield rank, {"kind": "lost", "detail": f"its node does not answer: nothing was heard from it for {quiet[rank]:.0f} s"}
+                detail = f"its node does not answer: nothing was heard from it for {quiet[rank]:.0f} s"
+                yield rank, {"kind": "lost", "detail": detail, "happened": time.time() - quiet[rank]}
         yield -1, None
 
 
@@ -223,7 +237,7 @@ def _answer(call: ray.ObjectRef) -> list[Message] | None:
 def _end(rank: int, message: Message, before: Message | None) -> End:
     """The end that `message` tells; `before` is the message before, which may hold a traceback."""
     if message["kind"] == "lost":
-        return End(rank, None, detail=message["detail"], happened=time.time())
+        return End(rank, None, detail=message["detail"], happened=message.get("happened", time.time()))
     detail = before["traceback"] if before and before["kind"] == "error" else ""
     return End(rank, detail=detail, **{key: value for key, value in message.items() if key != "kind"})
 

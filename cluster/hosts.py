@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from itertools import count as count_from
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -91,12 +90,11 @@ class Hosts:
         self._port = _free_port()
         self.address = f"{self._ip(0)}:{self._port}"
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._numbers = count_from(0)
         self.count = count
 
     def __enter__(self) -> Hosts:
         try:
-            head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder / 'ray'}", "--include-dashboard=false"]
+            head = ["--head", f"--port={self._port}", "--include-dashboard=false"]
             self._start("head", 0, [*head, f"--ray-client-server-port={_free_port()}", "--num-cpus=0"])
             self.wait("head")
             for host in range(self.count):
@@ -160,9 +158,8 @@ class Hosts:
     def _start(self, name: str, side: int, options: list[str]) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         common = [f"--node-ip-address={self._ip(side)}", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        place = self._folder / f"{name}-{next(self._numbers)}"  # Ray's own names clash when two hosts start at once
-        sockets = [f"--raylet-socket-name={place}.raylet", f"--plasma-store-socket-name={place}.plasma"]
-        command = [*self.within(side), *ray, *common, *sockets, "--object-store-memory=200000000", *options]
+        common.append(f"--temp-dir={self._folder / name}")  # each its own, or two that start at once give their sockets the same name
+        command = [*self.within(side), *ray, *common, "--object-store-memory=200000000", *options]
         environment = self.environment | {MARK: self._mark_of(name)}
         with self._log(name).open("wb") as log:
             self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -186,11 +183,12 @@ def marked(mark: str) -> list[int]:
 def trainers(run: Path) -> dict[int, int]:
     """{rank: pid} of the newest generation's processes on this machine, known by the log that they write to."""
     found: dict[int, dict[int, int]] = {}
+    logs = run.resolve() / "logs"
     for pid in _processes():
         with contextlib.suppress(OSError, ValueError):
             log = Path(f"/proc/{pid}/fd/1").readlink()
             _, generation, _, rank = log.stem.split("-")
-            if log.parent == run / "logs":
+            if log.parent == logs:
                 found.setdefault(int(generation), {})[int(rank)] = pid
     return found[max(found)] if found else {}
 

@@ -4,7 +4,7 @@ from collections import deque
 
 RECENT = 20  # durations of a section that are remembered
 TIMES = 10.0  # the longest of them, that a section may take
-UNMEASURED = 20.0  # times the least silence, that a section may take which was never left before
+UNMEASURED = 40.0  # times the least silence, that a section may take which was never left before
 
 
 class Vigil:

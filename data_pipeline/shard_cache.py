@@ -4,6 +4,7 @@ Readers ask it for a copy, the loader tells it what will be read next. Any numbe
 import contextlib
 import os
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,6 +15,7 @@ from data_pipeline.shards import ShardEntry
 from data_pipeline.storage import Location, StorageError
 
 DOWNLOADS = 2  # at a time and process
+PATIENCE = 1.0  # seconds after a shard was asked for in which its readers wait for it, rather than fetch parts of it a second time
 
 
 class ShardCache:
@@ -21,7 +23,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self._coming: dict[str, Future[None]] = {}
+        self._coming: dict[str, tuple[float, Future[None]]] = {}  # when it was asked for
         self._lock = threading.Lock()
         self._asked: SimpleQueue[tuple[Future[None], Location, ShardEntry] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -29,13 +31,17 @@ class ShardCache:
     def open(self, entry: ShardEntry) -> int | None:
         """A descriptor of the local copy, or None while there is none. Raises ShardError when what came was damaged."""
         with self._lock:
-            coming = self._coming.get(entry.sha256)
-        if coming and coming.done():
+            asked, coming = self._coming.get(entry.sha256, (0.0, None))
+        if coming:
             with contextlib.suppress(StorageError, OSError):  # then ranged reads go on, and say what is the matter if it lasts
-                coming.result()
+                coming.result(max(0.0, asked + PATIENCE - time.monotonic()))
         try:
             descriptor = os.open(self._place(entry), os.O_RDONLY)
         except OSError:
+            return None
+        if os.fstat(descriptor).st_size != entry.bytes:
+            os.close(descriptor)
+            self._place(entry).unlink(missing_ok=True)
             return None
         os.utime(descriptor)  # the order in which copies make room
         return descriptor
@@ -44,13 +50,14 @@ class ShardCache:
         """Starts to fetch a shard in the background unless it is here, on its way, or larger than the whole cache."""
         with self._lock:
             known = self._coming.get(entry.sha256)
-            if self._place(entry).exists() or entry.bytes > self.limit or (known and not known.done()):
+            if self._place(entry).exists() or entry.bytes > self.limit or (known and not known[1].done()):
                 return
             if not self._threads:  # daemons: what is still to come must not hold up the end of a process
                 self._threads = [threading.Thread(target=self._work, name="shard-cache", daemon=True) for _ in range(DOWNLOADS)]
                 for thread in self._threads:
                     thread.start()
-            future = self._coming[entry.sha256] = Future()
+            future: Future[None] = Future()
+            self._coming[entry.sha256] = time.monotonic(), future
         self._asked.put((future, path, entry))
 
     def close(self) -> None:
@@ -73,7 +80,7 @@ class ShardCache:
     def _fetch(self, path: Location, entry: ShardEntry) -> None:
         copy = self._place(entry)
         self._make_room(entry.bytes)
-        with storage.atomic(copy) as temporary:
+        with storage.atomic(copy, durable=False) as temporary:  # `open` sees what a crash of the machine has left short
             storage.download(path, temporary)
             if digest(temporary) != (entry.bytes, entry.sha256):
                 raise ShardError(f"shard {path} is damaged: it differs from its checksum in the manifest; encode the data set again")

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from trainer import events, guard
+from trainer.allocator import keep_freed_memory
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
@@ -52,6 +53,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     beat.passed("forked")
     beat.enter("group")
     torch.set_num_threads(payload["threads"])
+    keep_freed_memory()
     device = join_group(payload, listener)
     beat.passed("grouped")
     live(payload, report, beat, device, perf_counter() - started)
@@ -88,6 +90,7 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
         figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
         told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)

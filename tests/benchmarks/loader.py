@@ -20,7 +20,7 @@ from safetensors.torch import load
 
 from data_pipeline.buckets import Bucket
 from data_pipeline.loader import Batch, Dataset, prefetch
-from data_pipeline.manifest import LatentStatistics, Manifest, SourcesSummary, by_frame
+from data_pipeline.manifest import ChannelStatistics, LatentStatistics, Manifest, SourcesSummary, by_frame
 from data_pipeline.order import EpochOrder
 from data_pipeline.shards import Sample, ShardEntry, shard_path, write_shard
 from data_pipeline.spec import EncodeSpec
@@ -40,7 +40,9 @@ def samples(seed: int, count: int, shape: tuple[int, ...]) -> Iterator[Sample]:
 
 def dataset_of(folder: Path, entries: tuple[ShardEntry, ...]) -> Dataset:
     spread = LatentStatistics(((0.1,) * 16,) * 2, ((1.2,) * 16,) * 2)
-    manifest = Manifest("", SPEC, "", "", {BUCKET.id: {"train": entries, "held_out": ()}}, spread, SourcesSummary(0, 0, {}, {}, {}))
+    channels = ChannelStatistics((0.1,) * 16, (1.2,) * 16)
+    shards = {BUCKET.id: {"train": entries, "held_out": ()}}
+    manifest = Manifest("", SPEC, "", "", shards, spread, channels, SourcesSummary(0, 0, {}, {}, {}))
     return Dataset(folder, manifest, "benchmark")
 
 

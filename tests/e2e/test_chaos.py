@@ -12,9 +12,10 @@ import pytest
 
 from cluster.hosts import Network
 from data_pipeline.errors import UserError
-from tests.e2e.job import MAIN, environment, marked_processes
+from tests.e2e.job import MAIN, STAGES, environment, lines, marked_processes
 
 pytestmark = pytest.mark.e2e
+CAUSES = {"worker": "signal", "seat": "seat", "hang": "hang", "shard": "data", "storage": "data"}  # that a run names for a fault
 
 
 def chaos(folder: Path, minutes: float, *arguments: str) -> dict[str, Any]:
@@ -29,10 +30,18 @@ def chaos(folder: Path, minutes: float, *arguments: str) -> dict[str, Any]:
     return verdict
 
 
+def told(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind of the run that met the faults."""
+    [path] = folder.glob("*/chaos/events.jsonl")
+    return [event for event in lines(path) if event["event"] == kind]
+
+
 def assert_proven(verdict: dict[str, Any], least: int) -> None:
     assert verdict["equal"]
     assert verdict["exactly_once"]
     assert len(verdict["faults"]) == verdict["planned"] >= least
+    named = [(fault["kind"], fault["cause"]) for fault in verdict["faults"] if fault["kind"] in CAUSES and "cause" in fault]
+    assert [(kind, CAUSES[kind]) for kind, _ in named] == named
 
 
 @pytest.mark.timeout(1500)
@@ -62,3 +71,21 @@ def test_two_hosts_whose_link_is_cut_for_half_a_minute_make_the_same_run(tmp_pat
     verdict = chaos(tmp_path, 0.5, "--network", "--kinds=link")
     assert_proven(verdict, least=1)
     assert [fault["cause"] for fault in verdict["faults"]] == ["node"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("permitted")
+@pytest.mark.timeout(3000)
+def test_a_host_that_is_cut_off_for_five_minutes_is_fenced_and_joins_again(tmp_path: Path) -> None:
+    long = json.dumps([STAGES[0] | {"promotion": {"max_steps": 2500}}])
+    verdict = chaos(tmp_path, 0.5, "--network", "--kinds=link", "--cut-seconds=300", f"curriculum.stages={long}")
+    assert_proven(verdict, least=1)
+    detected = told(tmp_path, "failure")[0]["detected"]
+    mended = detected + 300
+    passed = [event for event in told(tmp_path, "milestone") if event["name"] == "stepped" and event["at"] > detected]
+    worlds = {event["generation"]: event["world"] for event in told(tmp_path, "generation")}
+    assert passed[0]["at"] - detected < 20
+    assert {worlds[event["generation"]] for event in passed if event["at"] < mended} == {1}
+    assert worlds[passed[-1]["generation"]] == 2
+    cut_off = told(tmp_path, "failure")[0]["generation"]
+    assert all(event["generation"] > cut_off for event in told(tmp_path, "commit") if event["time"] > detected)
