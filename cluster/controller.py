@@ -18,9 +18,9 @@ from cluster import dataset as datasets
 from cluster import run_folder, summary
 from cluster.checks import check_samples
 from cluster.encode import Progress
+from cluster.gang import Gang
 from cluster.progress import Board
 from cluster.run import Run, RunFailed, Stopped
-from cluster.seats import make_seats
 from data_pipeline.errors import UserError
 from trainer import events, weights
 from trainer.config import RunConfig
@@ -126,6 +126,10 @@ class Controller:
         self._end = end
         threading.Thread(target=self._leave, daemon=True).start()
 
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
     def _leave(self) -> None:
         time.sleep(LINGER_SECONDS)
         ray.kill(self._itself, no_restart=True)
@@ -140,13 +144,13 @@ class Controller:
         instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
 
         def on_progress(progress: Progress) -> None:
-            if self._stopping.is_set():
-                raise Stopped
+            self._check()
             board.encoding(progress)
             instruments.encoding(progress.done, progress.total, progress.clips)
 
         with serving(instruments.meter, config.metrics.host, config.metrics.port):
-            seats = make_seats(workers, cpus, preload(config), threads=cpus, gpus_per_seat=config.cluster.gpus_per_worker)
+            gpus = {"GPU": config.cluster.gpus_per_worker} if config.cluster.gpus_per_worker else {}
+            gang = Gang(preload(config), {"CPU": cpus} | gpus, cpus, config.cluster.most)
             try:
                 job = datasets.find(config, datasets.encode_spec(config))
                 board.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
@@ -169,6 +173,6 @@ class Controller:
                     for line in weights.summary(self._order.matched, config.train.init):
                         board.say(line)
                     events.record(run, "initial", **vars(config.train.init), **vars(self._order.matched))
-                Run(config, run, number, dataset, seats, board, instruments, self._stopping.is_set).to_the_end()
+                Run(config, run, number, dataset, gang, board, instruments, self._check).to_the_end()
             finally:
-                seats.close()
+                gang.close()

@@ -1,4 +1,4 @@
-"""A run on its seats: one generation per stage (or per failure), then samples and the report. The controller calls `to_the_end`.
+"""A run on its seats: one generation per stage, failure or resize, then samples and the report. The controller calls `to_the_end`.
 
 A generation's end, whatever its reason, leads to the same three lines: draw the next number, start from the last commit, watch.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import failures, generation, summary
+from cluster import failures, generation, health, replan, summary
+from cluster.gang import Gang, Held
+from cluster.pace import Pace
 from cluster.progress import Board, TrainingLine
-from cluster.seats import Seats
 from data_pipeline.loader import Dataset
 from trainer import config as configs
 from trainer import events, lease
@@ -29,6 +30,7 @@ from trainer.planner import usable
 from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
 
 
 class RunFailed(Exception):
@@ -40,7 +42,7 @@ class Stopped(Exception):
 
 
 class Run:
-    """A run on its seats, for as long as this process steers it. stopping: whether somebody has asked it to stop."""
+    """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop."""
 
     def __init__(
         self,
@@ -48,16 +50,21 @@ class Run:
         folder: Path,
         number: int,
         dataset: Dataset,
-        seats: Seats,
+        gang: Gang,
         board: Board,
         instruments: RunInstruments,
-        stopping: Callable[[], bool],
+        check: Callable[[], None],
     ) -> None:
-        self.config, self.folder, self.dataset, self.seats, self.board = config, folder, dataset, seats, board
-        self.instruments, self.stopping = instruments, stopping
+        self.config, self.folder, self.dataset, self.gang, self.board = config, folder, dataset, gang, board
+        self.instruments, self.check = instruments, check
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
-        self.stage_step = 0
+        self.pace = Pace(config.train.commit_every)
+        self.stage_step = self.world = 0  # of the generation
+        self.why = "start"  # there is another one
+        self.decided = ("stay", 0)  # replan's last word, and how many workers it was about
+        self.moves = False  # whether the commit has come that a move was waiting for
+        self.looked = 0.0
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
@@ -66,7 +73,7 @@ class Run:
         stages = self.config.curriculum.stages
         while (state := self.state()).stage < len(stages):
             self.attempt(stages[state.stage], state)
-        shown = self.generation(SHOWCASE, 1, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
+        shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
         if not shown.finished:
             raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
         events.record(self.folder, "finish", step=self.state().step)
@@ -99,7 +106,7 @@ class Run:
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, self.world(stage), self.config.cluster.cpus_per_worker)
+            outcome = self.generation(TRAINER, stage, self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
@@ -111,59 +118,130 @@ class Run:
             )
             if failures > allowed:
                 raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
+        self.why = "stage"
 
-    def world(self, stage: Stage) -> int:
-        """How many of the seats the stage can use."""
+    def usable(self, stage: Stage, seats: int) -> int:
+        """How many of so many seats the stage can use."""
         parts = ingredients(stage, self.dataset.manifest.spec.stride)
-        return usable(len(self.seats), [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
+        return usable(seats, [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
 
-    def generation(self, target: str, world: int, threads: int) -> generation.Outcome:
-        """One life of a process group: draw its number, start it, watch it to its end. Lost seats are replaced."""
+    def seats(self, stage: Stage | None) -> tuple[list[Held], bool]:
+        """(the seats of the next generation, one to sample; whether they were there at once). Raises UserError when too few come."""
+        began, cluster = time.monotonic(), self.config.cluster
+        fewest = max(cluster.fewest, self.config.parallel.tp * self.config.parallel.sp) if stage else 1
+        self.gang.gather(fewest, cluster.wait_seconds, self.why == "start", self.look, self.board.say)
+        waited = time.monotonic() - began
+        if waited > LOOK_SECONDS:
+            events.record(self.folder, "wait", what="seats", seconds=waited)
+        ready = self.gang.ready
+        if self.why == "start":
+            self.examine(ready)
+        return ready[: self.usable(stage, len(ready)) if stage else 1], waited <= LOOK_SECONDS
+
+    def examine(self, seats: Sequence[Held]) -> None:
+        """Say what the seats see. Raises UserError where they could not train."""
+        folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
+        sights = health.examine({held.seat: held.node for held in seats}, [folder.absolute() for folder in folders])
+        for line in health.lines(sights):
+            self.board.say(line)
+        events.record(self.folder, "health", seats=[vars(sight) for sight in sights])
+
+    def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
+        """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
+        used, at_once = self.seats(stage)
         if not lease.holds(self.folder, self.number):
             raise RunFailed(f"another process has taken over {self.folder}")
-        number = self.number = lease.draw(self.folder)
-        found = self.resume_point()
-        payloads = [
-            {
-                "commit": str(found.folder) if found else None,
-                "config": self.config.model_dump(mode="json"),
-                "run": str(self.folder),
-                "dataset": str(self.dataset.folder.absolute()),
-                "threads": threads,
-                "log": str(self.folder / "logs" / f"generation-{number:04d}-rank-{rank:05d}.log"),
-            }
-            for rank in range(world)
-        ]
-        events.record(self.folder, "generation", generation=number, world=world, target=target)
-        self.instruments.generation(number, len(self.seats), "training" if target == TRAINER else "sampling")
+        number, before, self.world = lease.draw(self.folder), self.world, len(used)
+        self.number, self.moves, self.decided = number, False, ("stay", 0)
+        if stage and before not in (0, self.world):
+            events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
+            self.board.say(f"training goes on with {self.world} workers instead of {before}")
+        events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
+        self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
+        self.pace.generation(at_once)
         outcome = generation.run(
-            self.seats[:world],
+            [held.seat for held in used],
             target,
-            payloads,
+            self.payloads(number, threads),
             self.on_message,
             generation=number,
             silence=self.config.cluster.silence,
-            should_stop=lambda: generation.AT_ONCE if self.stopping() else None,
+            should_stop=lambda: self.ends_early(used, stage),
         )
-        if self.stopping():
-            raise Stopped
+        self.check()
         if not outcome.finished:
+            self.why = "failure"
             events.record(self.folder, "failure", generation=number, **failures.told(outcome))
             self.instruments.failure(outcome.cause)
             path = failures.write(self.folder, number, outcome)
             for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
                 self.board.say(line)
         self.instruments.goodput(account(self.folder, time.time()))
-        for place in outcome.lost:
-            self.seats.replace(place)
+        self.gang.drop([used[rank].seat for rank in outcome.lost])
+        self.gang.release()
         return outcome
+
+    def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
+        """What each rank of a generation is told."""
+        found = self.resume_point()
+        told = {
+            "commit": str(found.folder) if found else None,
+            "config": self.config.model_dump(mode="json"),
+            "run": str(self.folder),
+            "dataset": str(self.dataset.folder.absolute()),
+            "threads": threads,
+        }
+        logs = self.folder / "logs"
+        return [told | {"log": str(logs / f"generation-{number:04d}-rank-{rank:05d}.log")} for rank in range(self.world)]
+
+    def ends_early(self, used: Sequence[Held], stage: Stage | None) -> str | None:
+        """Why the generation on these seats should end before its stage does, None while it should go on. Asked all the time."""
+        try:
+            self.check()
+        except Stopped:
+            return "stop"
+        if time.monotonic() - self.looked < LOOK_SECONDS and not self.moves:
+            return None
+        self.looked = time.monotonic()
+        self.look()
+        if any(held in self.gang.leaving for held in used):
+            self.why = "shrink"
+            self.board.say("a node is leaving: its seats commit and leave")
+        elif stage and self.grows(stage):
+            self.why = "grow"
+        else:
+            return None
+        return self.why
+
+    def look(self) -> None:
+        """Take in what has become of nodes and seats, and tell it. Raises Stopped."""
+        self.check()
+        self.gang.refresh()
+        for node, state in self.gang.news():
+            events.record(self.folder, "node", node=node, state=state)
+            if state != "joined":
+                self.board.say(f"node {node[:8]} is {state}" + (f": {self.gang.problem}" if state == "marked" else ""))
+
+    def grows(self, stage: Stage) -> bool:
+        """Whether the run moves to more seats now."""
+        possible = self.usable(stage, len(self.gang.ready))
+        decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
+        if (decision.choice, possible) != self.decided:
+            self.decided = (decision.choice, possible)
+            fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
+            events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)
+        return decision.choice == "now" or (decision.choice == "commit" and self.moves)
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "step":
             self.stage_step += 1
             self.board.show(self.line.text(message, self.stage_step))
             self.instruments.step(message, self.stage_step)
+            self.pace.step(message)
         elif message["kind"] == "event":
             self.instruments.event(message["event"], message)
+            if message["event"] == "commit":
+                self.pace.commit()
+                self.moves = self.decided[0] == "commit"
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])

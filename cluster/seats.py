@@ -1,24 +1,21 @@
-"""Seats: one Ray actor per device that keeps a fork server with the heavy imports done, so that a trainer process
-starts in milliseconds. The controller makes them, cluster/generation.py uses them. A seat never imports torch."""
+"""A seat: one Ray actor per device that keeps a fork server with the heavy imports done, so that a trainer process
+starts in milliseconds. cluster/gang.py makes them, cluster/generation.py uses them. A seat never imports torch."""
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
 from multiprocessing import forkserver
-from typing import Any, overload
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import child
+from cluster import child, health
 from cluster.forked import Process, forking
 from cluster.session import REPOSITORY
-from data_pipeline.errors import UserError
 from trainer.exporter import Endpoint
 from trainer.meter import Meter
 
@@ -35,6 +32,8 @@ class Seat:
         self._listener: socket.socket | None = None
         self._process: Process | None = None
         self._meter: Meter | None = None
+        self._leaving = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: self._leaving.set())
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         if not ray.get_gpu_ids():
@@ -62,6 +61,18 @@ class Seat:
             "node": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
         }
+
+    def look(self, folders: list[str], token: str) -> dict[str, object]:
+        """What this place sees; see health.looked_at."""
+        return health.looked_at(folders, token)
+
+    def take(self, payload: bytes) -> int:
+        """Be sent something. Returns its length."""
+        return len(payload)
+
+    def remain(self) -> None:
+        """Returns once somebody has told this process to end (SIGTERM): whoever uses the seat should make it leave in order."""
+        self._leaving.wait()
 
     def listen(self) -> tuple[str, int]:
         """Open the socket of the next process group's rendezvous. The next process inherits it, already listening:
@@ -113,62 +124,3 @@ class Seat:
     def _started(self) -> Process:
         assert self._process is not None, "nothing was started on this seat"
         return self._process
-
-
-class Seats(Sequence[ActorHandle]):
-    """Seat actors in one placement group; indexed by place, which is not the rank (a generation may use a few)."""
-
-    def __init__(self, count: int, resources: dict[str, float], group: PlacementGroup, preload: list[str], threads: int) -> None:
-        self._group = group
-        self._actor: Any = ray.remote(Seat)
-        self._resources = {f"num_{name.lower()}s": number for name, number in resources.items()}
-        self._arguments = (preload, threads)
-        self._handles = [self._make(place) for place in range(count)]
-
-    @overload
-    def __getitem__(self, place: int) -> ActorHandle: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[ActorHandle]: ...
-    def __getitem__(self, place: int | slice) -> ActorHandle | list[ActorHandle]:
-        return self._handles[place]
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
-    def warm(self) -> list[dict[str, Any]]:
-        """Wait until every seat is warm; see Seat.warm."""
-        return ray.get([seat.warm.remote() for seat in self._handles])
-
-    def replace(self, place: int) -> None:
-        """Put a new seat where one has died; it warms up in the background."""
-        ray.kill(self._handles[place])
-        self._handles[place] = self._make(place)
-
-    def close(self) -> None:
-        """End every seat with its process and give the CPUs back."""
-        for seat in self._handles:
-            ray.kill(seat)
-        remove_placement_group(self._group)
-
-    def _make(self, place: int) -> ActorHandle:
-        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place)
-        return self._actor.options(**self._resources, max_concurrency=4, scheduling_strategy=where).remote(*self._arguments)
-
-
-def make_seats(count: int, cpus_per_seat: float, preload: list[str], threads: int, gpus_per_seat: int = 0, timeout: float = 30.0) -> Seats:
-    """Seats, packed on as few nodes as possible, that import `preload` in the background.
-
-    Raises UserError when the cluster cannot hold them within `timeout` seconds.
-    """
-    wanted = {"CPU": cpus_per_seat} | ({"GPU": gpus_per_seat} if gpus_per_seat else {})
-    group = placement_group([wanted] * count, strategy="PACK")
-    if not group.wait(timeout):
-        remove_placement_group(group)
-        free, total = ray.available_resources(), ray.cluster_resources()
-        needed = " and ".join(f"{count} x {number:g} {name}s" for name, number in wanted.items())
-        there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g}" for name in wanted)
-        raise UserError(
-            f"cluster.workers={count} needs {needed}, but Ray has {there} free: "
-            "lower cluster.workers or cluster.cpus_per_worker, or add nodes"
-        )
-    return Seats(count, wanted, group, preload, threads)

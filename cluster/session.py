@@ -21,6 +21,7 @@ from data_pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = "token"  # of a private Ray, in its folder: for its user's other processes
+BRIEFLY = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "15"}  # to try to reach a private Ray; else minutes
 OBJECT_STORE_BYTES = 512 << 20  # decoded frames and latents on their way; the encode pool bounds them
 
 
@@ -37,6 +38,10 @@ class Session:
     @property
     def private(self) -> bool:
         return self.folder is not None
+
+
+class Unreachable(UserError):
+    """No Ray answers at an address."""
 
 
 @contextlib.contextmanager
@@ -60,7 +65,9 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
             _start_private(cpus, temp_dir)
         else:
             if temp_dir is not None:
-                os.environ["RAY_AUTH_TOKEN"] = (Path(temp_dir) / TOKEN).read_text()
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(Path(temp_dir))}
+                os.environ |= BRIEFLY  # it may end with its run at any moment
+                cleanup.callback(lambda: [os.environ.pop(name, None) for name in BRIEFLY])
                 temp_dir = None
             _join(address)
         cleanup.callback(ray.shutdown)
@@ -93,10 +100,17 @@ def _join(address: str) -> None:
     try:
         _probe(address)
         ray.init(address=address, **_common())
-    except OSError as error:
-        raise UserError(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
+    except (OSError, RuntimeError) as error:
+        raise Unreachable(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
     except ValueError as error:  # a malformed address, or a job whose runtime_env sets PYTHONPATH itself
         raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def _token(folder: Path) -> str:
+    try:
+        return (folder / TOKEN).read_text()
+    except OSError as error:
+        raise Unreachable(f"{folder / TOKEN} cannot be read ({error.strerror}): the Ray there has ended, or is another user's") from error
 
 
 def answers(address: str) -> bool:

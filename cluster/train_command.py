@@ -3,6 +3,7 @@ Where the run is live it is attached to instead."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def attached(config: RunConfig, terminal: Terminal) -> End | None:
     home = attach.residence(config)
     if home is None:
         return None
-    with session.connect(home.address, 0, home.ray_folder):
-        actor = attach.find(config)
-        return watched(actor, terminal) if actor else None
+    with contextlib.suppress(session.Unreachable), session.connect(home.address, 0, home.ray_folder):
+        if actor := attach.find(config):
+            return watched(actor, terminal)
+    return None
 
 
 def started(config: RunConfig, changed: Sequence[Change], address: str | None, terminal: Terminal) -> End:

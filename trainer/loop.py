@@ -19,6 +19,7 @@ from trainer.curriculum import RunState, promotion_reason
 from trainer.engine import Engine
 from trainer.heartbeat import Heartbeat
 from trainer.journal import Journal, Silence
+from trainer.leave import Leave
 from trainer.measure import step_metrics
 from trainer.metrics import StepMetrics
 from trainer.optimizer import learning_rate
@@ -31,11 +32,19 @@ Batches = Iterator[tuple[Step, int, MicroBatch]]  # the step, which of its sourc
 
 
 def run_stage(
-    task: StageTask, engine: Engine, state: RunState, keeper: Keeper, journal: Journal | Silence, beat: Heartbeat, trace: StepTrace
+    task: StageTask,
+    engine: Engine,
+    state: RunState,
+    keeper: Keeper,
+    journal: Journal | Silence,
+    beat: Heartbeat,
+    trace: StepTrace,
+    leave: Leave,
 ) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
-    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
+    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit. Exits, after
+    a commit, when a rank was told to leave.
     """
     rule, committed = task.stage.promotion, state
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
@@ -57,6 +66,11 @@ def run_stage(
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
+            if leave.agreed() and promotion_reason(rule, state) is None:
+                beat.enter("commit")
+                keeper.commit(state, "told to leave", permanent=False)
+                keeper.saver.wait()
+                leave.go()
             if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
                 beat.enter("commit")
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every

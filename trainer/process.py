@@ -6,9 +6,7 @@ cluster/ forks this from a warm seat; whatever ends it ends the generation, and 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +31,7 @@ from trainer.engine import Engine
 from trainer.heartbeat import Heartbeat
 from trainer.initial import initial_model
 from trainer.journal import Journal, Report, Silence
+from trainer.leave import Leave
 from trainer.loop import run_stage
 from trainer.micro_batches import limits
 from trainer.mixture import ingredients
@@ -94,10 +93,11 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # a stop waits for the commit that is being written
+    leave = Leave(device)
+    leave.listen()
     try:
         with smaller_next_time(run_folder, task.stage.name, task.layout, device):
-            run_stage(task, engine, state, keeper, told, beat, StepTrace(config.profile.range, run_folder, task.rank, told))
+            run_stage(task, engine, state, keeper, told, beat, StepTrace(config.profile.range, run_folder, task.rank, told), leave)
     finally:
         saver.close()
 

@@ -84,11 +84,28 @@ class ModelSection(Section):
 
 class ClusterSection(Section):
     launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1)  # wanted
+    min_workers: int | None = Field(None, ge=1)  # with which the run starts and goes on; default: workers
+    max_workers: int | None = Field(None, ge=1)  # that it takes when nodes join; default: workers
+    wait_seconds: float = Field(300.0, ge=0)  # for min_workers, before giving up
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0  # a worker is one process on one device
     address: str | None = None  # of a running Ray; default: the job's own, else a private local one
     silence: float = Field(30.0, gt=0)  # seconds without a sign of life that a worker is always granted; ten steps where they take longer
+
+    @property
+    def fewest(self) -> int:
+        return self.min_workers or self.workers
+
+    @property
+    def most(self) -> int:
+        return self.max_workers or self.workers
+
+    @model_validator(mode="after")
+    def workers_in_order(self) -> ClusterSection:
+        if not self.fewest <= self.workers <= self.most:
+            raise ValueError(f"min_workers {self.fewest} <= workers {self.workers} <= max_workers {self.most} does not hold")
+        return self
 
 
 class ParallelSection(Section):

@@ -13,9 +13,9 @@ import ray
 
 from cluster import failures, generation
 from cluster.generation import Outcome
-from cluster.seats import Seats, make_seats
 from cluster.session import REPOSITORY, Session
 from tests.cluster.conftest import MARK, is_gone, until_gone
+from tests.cluster.seating import Seats, make_seats
 
 pytestmark = pytest.mark.timeout(120)
 TARGETS = "tests.cluster.targets"
@@ -140,12 +140,11 @@ def test_a_seat_that_does_not_answer_is_lost(run: Run, seats: Seats) -> None:
     assert Run(seats, run.folder)("ring").finished
 
 
-@pytest.mark.parametrize("wish", [generation.AT_ONCE, generation.AT_THE_NEXT_COMMIT])
-def test_a_group_ends_early_when_it_is_asked_to(run: Run, wish: str) -> None:
-    run.should_stop = lambda: wish if run.messages else None  # type: ignore[method-assign]
-    outcome = run("commit_after_a_while", world=2)
+def test_a_group_ends_in_order_when_it_is_asked_to(run: Run) -> None:
+    run.should_stop = lambda: "grow" if len(run.messages) == 2 else None  # type: ignore[method-assign]
+    outcome = run("commit_on_sigterm", world=2, commit=str(run.folder / "commit"))
     assert (outcome.finished, outcome.stopped) == (True, True)
-    assert any(message["kind"] == "event" for _, message in run.messages) == (wish == generation.AT_THE_NEXT_COMMIT)
+    assert (run.folder / "commit").read_text() == "whole"
 
 
 def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
@@ -165,12 +164,13 @@ def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
 
 DRIVER = """
 import sys
-from cluster import generation, seats, session
+from cluster import generation, session
+from tests.cluster.seating import make_seats
 with session.connect(None, cpus=2):
-    made = seats.make_seats(2, 1, preload=[], threads=1)
+    made = make_seats(2, 1, preload=[], threads=1)
     payloads = [{"log": f"{sys.argv[1]}/log", "commit": f"{sys.argv[1]}/commit-{rank}"} for rank in range(2)]
     report = lambda rank, message: print(message["pid"], flush=True)
-    generation.run(made, "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
+    generation.run(made[:2], "tests.cluster.targets:commit_on_sigterm", payloads, report, 60.0, generation=1)
 """
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from cluster.generation import Outcome
 from cluster.run import Run, RunFailed
 from tests.distributed.training import recipe, stage
-from trainer.curriculum import RunState
+from trainer.curriculum import RunState, Stage
 from trainer.micro_batches import halve, limits
 
 
@@ -19,7 +18,7 @@ class Rehearsal(Run):
 
     def __init__(self, folder: Path, generations: list[int], max_restarts: int) -> None:
         self.config = recipe([stage("only", 3)], max_restarts=max_restarts)
-        self.folder, self.told, self.seats, self.board = folder, generations, [None], self  # type: ignore[assignment]
+        self.folder, self.told, self.board = folder, generations, self  # type: ignore[assignment]
         self.now = RunState()
 
     def say(self, text: str) -> None: ...
@@ -27,7 +26,7 @@ class Rehearsal(Run):
     def state(self) -> RunState:
         return self.now
 
-    def generation(self, target: str, world: int, threads: int) -> Outcome:
+    def generation(self, target: str, stage: Stage | None, threads: int) -> Outcome:
         if not self.told:
             self.now = self.now.promoted()
             return Outcome(True, None, "", "", (), ())
@@ -36,17 +35,15 @@ class Rehearsal(Run):
         return Outcome(False, 0, "planted", "", (), ())
 
 
-def attempt(run: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.run.usable", lambda *told: 1)
-    run.dataset = SimpleNamespace(manifest=SimpleNamespace(spec=SimpleNamespace(stride=(4, 8, 8))))  # type: ignore[assignment]
+def attempt(run: Rehearsal) -> None:
     run.attempt(run.config.curriculum.stages[0], run.now)
 
 
-def test_a_smaller_micro_batch_each_time_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempt(Rehearsal(tmp_path, [64, 32, 16, 8, 4], max_restarts=1), monkeypatch)
+def test_a_smaller_micro_batch_each_time_is_no_failure(tmp_path: Path) -> None:
+    attempt(Rehearsal(tmp_path, [64, 32, 16, 8, 4], max_restarts=1))
     assert limits(tmp_path) == {"only": 2}
 
 
-def test_what_fails_without_learning_is_given_up_after_the_allowed_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_without_learning_is_given_up_after_the_allowed_restarts(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="planted, 2 times at step 0"):
-        attempt(Rehearsal(tmp_path, [64, 0, 0, 0], max_restarts=1), monkeypatch)
+        attempt(Rehearsal(tmp_path, [64, 0, 0, 0], max_restarts=1))

@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.seats import Seats, make_seats
+from cluster.gang import Gang
 from cluster.session import Session
 from data_pipeline.errors import UserError
 from tests.cluster.conftest import is_gone
+from tests.cluster.seating import Seats, make_seats
 
 pytestmark = pytest.mark.timeout(120)
 TARGETS = "tests.cluster.targets"
@@ -151,18 +153,44 @@ def test_a_process_dies_with_its_seat_and_the_seat_can_be_replaced(seats: Seats,
     assert until_exit(seats[1])[-1]["code"] == 0
 
 
-def test_warm_names_a_module_that_cannot_be_imported(ray_session: Session) -> None:
-    seats = make_seats(1, 1, preload=["no_such_module"], threads=1)
-    with pytest.raises(ImportError, match="no_such_module"):
-        seats.warm()
-    seats.close()
+def gathered(gang: Gang, minimum: int, seconds: float) -> None:
+    gang.gather(minimum, seconds, True, gang.refresh, lambda text: None)
+
+
+def test_a_module_that_cannot_be_imported_marks_the_node_and_is_named(ray_session: Session) -> None:
+    gang = Gang(["no_such_module"], {"CPU": 1}, threads=1, maximum=1)
+    with pytest.raises(UserError, match=r"did not start: .*no_such_module"):
+        gathered(gang, 1, 60.0)
+    (node,) = {node for node, _ in gang.news()}
+    assert gang.ready == []
+    gang.refresh()
+    assert gang.starting == 0, "a node that is marked gets no more seats"
+    gang.close()
+    assert node == ray.get_runtime_context().get_node_id()
 
 
 def test_seats_that_the_cluster_cannot_hold_are_a_users_error(ray_session: Session) -> None:
-    with pytest.raises(UserError, match=r"cluster\.workers=3 needs 3 x 2 CPUs, but Ray has .* lower cluster\.workers"):
-        make_seats(3, 2, preload=[], threads=1, timeout=1.0)
-    with pytest.raises(UserError, match=r"1 x 1 CPUs and 1 x 1 GPUs, but Ray has .* and 0 of 0 free"):
-        make_seats(1, 1, preload=[], threads=1, gpus_per_seat=1, timeout=1.0)
+    for need, missing in (({"CPU": 9.0}, "2 x 9 CPUs"), ({"CPU": 1.0, "GPU": 1.0}, "2 x 1 CPUs and 2 x 1 GPUs")):
+        gang, said = Gang([], need, threads=1, maximum=2), list[str]()
+        with pytest.raises(UserError, match=f"cluster.min_workers=2 needs {missing}, but 0 seats .*: lower cluster.min_workers or"):
+            gang.gather(2, 3.0, True, gang.refresh, said.append)
+        assert len(said) == 1
+        assert "waiting up to 3 s" in said[0]
+
+
+def test_a_seat_that_is_told_to_end_is_no_longer_given_out_but_lives_until_it_is_released(ray_session: Session) -> None:
+    gang = Gang([], {"CPU": 1}, threads=1, maximum=1)
+    gathered(gang, 1, 60.0)
+    (held,) = gang.ready
+    os.kill(held.facts["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while gang.ready and time.monotonic() < deadline:
+        gang.refresh()
+    assert gang.leaving == [held]
+    assert ray.get(held.seat.listen.remote())
+    gang.release()
+    assert is_gone(held.facts["pid"])
+    assert gang.news()[-1] == (held.node, "draining")
 
 
 def test_closed_seats_give_their_cpus_back(ray_session: Session) -> None:

@@ -1,4 +1,4 @@
-"""A stop in the middle of a save: the commit that is being written is finished first."""
+"""A stop in the middle of a save: the commit that is being written is finished first, and the step that is being made is committed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.checkpoint.commit import last_commit
 
 
 def stopped_while_saving(rank: int, world: int, host: str, port: int, listener: Any, run: Path, dataset: Path) -> None:
-    """Every rank gets SIGTERM in the step after the commit of step 2, and no file is on the disk before."""
+    """The last rank alone gets SIGTERM in the step after the commit of step 2, and no file is on the disk before."""
     config, stopped, write = recipe([stage("long", 5)], commit_every=2), threading.Event(), saver.write_data
 
     def slow(*given: Any) -> Any:
@@ -31,7 +31,8 @@ def stopped_while_saving(rank: int, world: int, host: str, port: int, listener: 
     def stop(*given: Any) -> Any:
         if given[2].step == 2:
             stopped.set()
-            os.kill(os.getpid(), signal.SIGTERM)
+            if rank == world - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
         return STEP(*given)
 
     group = {"rank": rank, "world": world, "host": host, "port": port}
@@ -42,10 +43,11 @@ def stopped_while_saving(rank: int, world: int, host: str, port: int, listener: 
 STEP = loop.train_step
 
 
-def test_a_stop_waits_for_the_commit_that_is_being_written(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_rank_that_is_told_to_leave_leaves_with_all_after_a_commit_of_the_same_step(tiny_dataset: Path, tmp_path: Path) -> None:
     lease.draw(tmp_path)
     with pytest.raises(RankFailed, match="SystemExit: 143"):
         run_ranks(2, stopped_while_saving, tmp_path, tiny_dataset)
     found = last_commit(tmp_path)
     assert found is not None
-    assert found.state.step == 2
+    assert found.state.step == 3
+    assert len(list(tmp_path.glob("checkpoints/*/*/commit.json"))) == 1  # the one of step 2 was finished, and pruned

@@ -127,29 +127,36 @@ def test_a_stopped_or_killed_job_continues_where_it_was(tmp_path: Path, moment: 
     assert len([event for event in standing(lines(folder / "events.jsonl")) if event["event"] == "promotion"]) == 3
 
 
-def test_a_second_start_attaches_and_leaving_it_leaves_the_run_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "toy"
-    process = start(SMALL, tmp_path)
-    wait_until(lambda: bool(lines(folder / "metrics.jsonl")), process)
-    follower = start(SMALL, tmp_path)
+LONGER = [*SMALL[:-1], f"curriculum.stages={json.dumps([STAGES[0], STAGES[1] | {'promotion': {'max_steps': 200}}])}"]
+
+
+def attached(folder: Path) -> subprocess.Popen[str]:
+    """A second start of the live run, once it has said that it follows."""
+    follower = start(LONGER, folder)
     assert follower.stdout is not None
     assert "attached" in follower.stdout.readline()
+    return follower
+
+
+def test_a_second_start_attaches_and_leaving_it_leaves_the_run_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toy"
+    process = start(LONGER, tmp_path)
+    wait_until(lambda: bool(lines(folder / "metrics.jsonl")), process)
+    follower = attached(tmp_path)
     os.killpg(follower.pid, signal.SIGINT)
     code, out, err = finish(follower)
     assert (code, err) == (0, "")
     assert "detached: the run goes on" in out
     code, out, err = finish(process)
     assert code == 0, out + err
-    assert_every_step_once(folder)
+    assert_every_step_once(folder, 208)
 
 
 def test_a_follower_sees_the_end_of_a_run_whose_controller_was_killed(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "toy"
-    process = start(SMALL, tmp_path)
+    process = start(LONGER, tmp_path)
     wait_until(lambda: in_stage("longer", 4)(folder), process)
-    follower = start(SMALL, tmp_path)
-    assert follower.stdout is not None
-    assert "attached" in follower.stdout.readline()
+    follower = attached(tmp_path)
     owner = json.loads(max((folder / "lease").glob("[0-9]*.json")).read_text())
     os.kill(owner["pid"], signal.SIGKILL)
     for job in (process, follower):
@@ -157,7 +164,7 @@ def test_a_follower_sees_the_end_of_a_run_whose_controller_was_killed(tmp_path: 
         assert code == 0, out + err
         assert "the controller is lost; Ray starts it again" in out
         assert "report  " in out
-    assert_every_step_once(folder)
+    assert_every_step_once(folder, 208)
 
 
 def test_no_process_is_left_behind(demo: tuple[Path, str]) -> None:

@@ -1,0 +1,124 @@
+"""What every seat sees before a run starts on it: the storage, the clock, shared memory, its own speed, the way to the others. The
+controller says it in a line each and refuses only what training cannot do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import ray
+
+from data_pipeline.errors import UserError
+
+CLOCK_SECONDS = 1.0  # by which two clocks may differ before it is said: events of several hosts are put in order by them
+SHM_BYTES = 1 << 30  # below which NCCL's and the loader's buffers may not fit
+SLOW = 2.0  # times the median that a node may need for the same work
+WORK_BYTES = 8 << 20
+PAYLOAD_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one seat sees. unseen: folders in which it does not find, or cannot write, a file; skew: its clock against ours, in seconds;
+    work_seconds: for a fixed piece of work; bytes_per_second: of what it was sent, None on our own node."""
+
+    host: str
+    node: str
+    unseen: tuple[str, ...]
+    skew: float
+    shm_bytes: int
+    work_seconds: float
+    bytes_per_second: float | None
+
+
+def looked_at(folders: Sequence[str], token: str) -> dict[str, object]:
+    """A seat's own answer: host, unseen folders, its time, free bytes of /dev/shm, seconds of the work."""
+    unseen = [folder for folder in folders if not shares(Path(folder), token)]
+    filesystem = os.statvfs("/dev/shm")
+    return {
+        "host": socket.gethostname(),
+        "unseen": unseen,
+        "shm_bytes": filesystem.f_bavail * filesystem.f_frsize,
+        "work_seconds": min(work() for _ in range(3)),
+        "time": time.time(),
+    }
+
+
+def shares(folder: Path, token: str) -> bool:
+    """Whether a file that another has written is here, and a file can be written beside it."""
+    mine = folder / f".videomar-probe-{token}-{secrets.token_hex(4)}"
+    try:
+        found = (folder / f".videomar-probe-{token}").exists()
+        mine.touch()
+        mine.unlink()
+    except OSError:
+        return False
+    return found
+
+
+def work() -> float:
+    """Seconds for a fixed piece of it."""
+    started = time.perf_counter()
+    hashlib.sha256(bytes(WORK_BYTES)).digest()
+    return time.perf_counter() - started
+
+
+def examine(seats: Mapping[ray.actor.ActorHandle, str], folders: Sequence[Path]) -> list[Sight]:
+    """What the seats (each with its node) see of folders that exist here. One after the other, so that none disturbs another."""
+    token, here, sent = secrets.token_hex(8), ray.get_runtime_context().get_node_id(), set()
+    probes = [folder / f".videomar-probe-{token}" for folder in folders]
+    for probe in probes:
+        probe.touch()
+    sights = []
+    try:
+        for seat, node in seats.items():
+            asked = time.time()
+            told = ray.get(seat.look.remote([str(folder) for folder in folders], token))
+            skew = max(0.0, asked - told["time"], told["time"] - time.time())  # what the call's own duration does not explain
+            speed = None
+            if node != here and node not in sent:
+                sent.add(node)
+                began = time.perf_counter()
+                ray.get(seat.take.remote(bytes(PAYLOAD_BYTES)))
+                speed = PAYLOAD_BYTES / (time.perf_counter() - began)
+            fields = {name: told[name] for name in ("host", "shm_bytes", "work_seconds")}
+            sights.append(Sight(node=node, unseen=tuple(told["unseen"]), skew=skew, bytes_per_second=speed, **fields))
+    finally:
+        for probe in probes:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+    return sights
+
+
+def lines(sights: Sequence[Sight]) -> list[str]:
+    """What to tell: a line on all of them, and one for each thing that is not as it should be. Raises UserError where it cannot work."""
+    for sight in sights:
+        if sight.unseen:
+            raise UserError(
+                f"{sight.unseen[0]} is not the same, writable folder on {sight.host} as here: put run.root and data.root on storage that "
+                "every node shares"
+            )
+    usual, nodes = median(sight.work_seconds for sight in sights), len({sight.node for sight in sights})
+    speeds = [sight.bytes_per_second for sight in sights if sight.bytes_per_second]
+    told = [
+        f"seats {len(sights)} on {nodes} {'node' if nodes == 1 else 'nodes'}, storage shared, clocks within "
+        f"{max(sight.skew for sight in sights):.2f} s, {min(sight.shm_bytes for sight in sights) / 1e9:.1f} GB of /dev/shm free"
+        + (f", {min(speeds) / 1e6:.0f} MB/s to the slowest node" if speeds else "")
+    ]
+    for sight in sights:
+        if sight.skew > CLOCK_SECONDS:
+            told.append(f"      {sight.host}: its clock is {sight.skew:.1f} s off; events will seem out of order")
+        if sight.shm_bytes < SHM_BYTES:
+            told.append(f"      {sight.host}: only {sight.shm_bytes / 1e6:.0f} MB of /dev/shm are free; NCCL and the loader may need more")
+        if sight.work_seconds > SLOW * usual:
+            told.append(f"      {sight.host}: it is {sight.work_seconds / usual:.1f} times slower than the others; every step waits for it")
+    return told
