@@ -140,9 +140,10 @@ class Gang:
 
     def _settle(self) -> None:
         """What has become of every seat: warm, gone, told to leave."""
-        for held in list(self._held):
-            if ray.wait([held.waiting], timeout=0)[0]:
-                self._answered(held)
+        waiting = {held.waiting: held for held in self._held}
+        answered = ray.wait([*waiting], num_returns=len(waiting), timeout=0)[0] if waiting else []
+        for call in answered:
+            self._answered(waiting[call])
         for held in [held for held in self._held if held.node not in self._nodes]:
             self._end(held)
 

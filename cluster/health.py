@@ -1,4 +1,4 @@
-"""What every seat sees before a run starts on it: the storage, the clock, shared memory, its own speed, the way to the others. The
+"""What every node's seats see before a run starts on them: the storage, the clock, shared memory, its own speed, the way to the others. The
 controller says it in a line each and refuses only what training cannot do without.
 """
 
@@ -28,8 +28,8 @@ PAYLOAD_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Sight:
-    """What one seat sees. unseen: folders in which it does not find, or cannot write, a file; skew: its clock against ours, in seconds;
-    work_seconds: for a fixed piece of work; bytes_per_second: of what it was sent, None on our own node."""
+    """What the seats of one node see. unseen: folders in which a file is not found or cannot be written; skew: of its clock against
+    ours, in seconds; work_seconds: for a fixed piece of work; bytes_per_second: of what it was sent, None on our own node."""
 
     host: str
     node: str
@@ -72,21 +72,20 @@ def work() -> float:
     return time.perf_counter() - started
 
 
-def examine(seats: Mapping[ray.actor.ActorHandle, str], folders: Sequence[Path]) -> list[Sight]:
-    """What the seats (each with its node) see of folders that exist here. One after the other, so that none disturbs another."""
-    token, here, sent = secrets.token_hex(8), ray.get_runtime_context().get_node_id(), set()
+def examine(seats: Mapping[str, ray.actor.ActorHandle], folders: Sequence[Path]) -> list[Sight]:
+    """What a seat of every node sees of folders that exist here. One after the other, so that none disturbs another."""
+    token, here = secrets.token_hex(8), ray.get_runtime_context().get_node_id()
     probes = [folder / f".videomar-probe-{token}" for folder in folders]
     for probe in probes:
         probe.touch()
     sights = []
     try:
-        for seat, node in seats.items():
+        for node, seat in seats.items():
             asked = time.time()
             told = ray.get(seat.look.remote([str(folder) for folder in folders], token))
             skew = max(0.0, asked - told["time"], told["time"] - time.time())  # what the call's own duration does not explain
             speed = None
-            if node != here and node not in sent:
-                sent.add(node)
+            if node != here:
                 began = time.perf_counter()
                 ray.get(seat.take.remote(bytes(PAYLOAD_BYTES)))
                 speed = PAYLOAD_BYTES / (time.perf_counter() - began)
@@ -99,7 +98,7 @@ def examine(seats: Mapping[ray.actor.ActorHandle, str], folders: Sequence[Path])
     return sights
 
 
-def lines(sights: Sequence[Sight]) -> list[str]:
+def lines(sights: Sequence[Sight], seats: int) -> list[str]:
     """What to tell: a line on all of them, and one for each thing that is not as it should be. Raises UserError where it cannot work."""
     for sight in sights:
         if sight.unseen:
@@ -107,10 +106,10 @@ def lines(sights: Sequence[Sight]) -> list[str]:
                 f"{sight.unseen[0]} is not the same, writable folder on {sight.host} as here: put run.root and data.root on storage that "
                 "every node shares"
             )
-    usual, nodes = median(sight.work_seconds for sight in sights), len({sight.node for sight in sights})
+    usual, nodes = median(sight.work_seconds for sight in sights), len(sights)
     speeds = [sight.bytes_per_second for sight in sights if sight.bytes_per_second]
     told = [
-        f"seats {len(sights)} on {nodes} {'node' if nodes == 1 else 'nodes'}, storage shared, clocks within "
+        f"seats {seats} on {nodes} {'node' if nodes == 1 else 'nodes'}, storage shared, clocks within "
         f"{max(sight.skew for sight in sights):.2f} s, {min(sight.shm_bytes for sight in sights) / 1e9:.1f} GB of /dev/shm free"
         + (f", {min(speeds) / 1e6:.0f} MB/s to the slowest node" if speeds else "")
     ]

@@ -31,6 +31,7 @@ from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
+ACCOUNT_SECONDS = 60.0  # between two readings of the whole history for the goodput, which grows with it
 
 
 class RunFailed(Exception):
@@ -63,8 +64,9 @@ class Run:
         self.stage_step = self.world = 0  # of the generation
         self.why = "start"  # there is another one
         self.decided = ("stay", 0)  # replan's last word, and how many workers it was about
-        self.moves = False  # whether the commit has come that a move was waiting for
-        self.looked = 0.0
+        self.wish: str | None = None  # when this generation should end early,
+        self.ending = ""  # and why
+        self.looked = self.accounted = 0.0
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
@@ -141,10 +143,10 @@ class Run:
     def examine(self, seats: Sequence[Held]) -> None:
         """Say what the seats see. Raises UserError where they could not train."""
         folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
-        sights = health.examine({held.seat: held.node for held in seats}, [folder.absolute() for folder in folders])
-        for line in health.lines(sights):
+        sights = health.examine({held.node: held.seat for held in seats}, [folder.absolute() for folder in folders])
+        for line in health.lines(sights, len(seats)):
             self.board.say(line)
-        events.record(self.folder, "health", seats=[vars(sight) for sight in sights])
+        events.record(self.folder, "health", nodes=[vars(sight) for sight in sights])
 
     def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
         """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
@@ -152,7 +154,7 @@ class Run:
         if not lease.holds(self.folder, self.number):
             raise RunFailed(f"another process has taken over {self.folder}")
         number, before, self.world = lease.draw(self.folder), self.world, len(used)
-        self.number, self.moves, self.decided = number, False, ("stay", 0)
+        self.number, self.wish, self.decided = number, None, ("stay", 0)
         if stage and before not in (0, self.world):
             events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
             self.board.say(f"training goes on with {self.world} workers instead of {before}")
@@ -169,17 +171,22 @@ class Run:
             should_stop=lambda: self.ends_early(used, stage),
         )
         self.check()
+        self.why = self.ending if outcome.stopped else "roll_back" if outcome.finished else "failure"
         if not outcome.finished:
-            self.why = "failure"
             events.record(self.folder, "failure", generation=number, **failures.told(outcome))
             self.instruments.failure(outcome.cause)
             path = failures.write(self.folder, number, outcome)
             for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
                 self.board.say(line)
-        self.instruments.goodput(account(self.folder, time.time()))
+        self.account()
         self.gang.drop([used[rank].seat for rank in outcome.lost])
         self.gang.release()
         return outcome
+
+    def account(self) -> None:
+        """Put the goodput so far on the meter."""
+        self.accounted = time.monotonic()
+        self.instruments.goodput(account(self.folder, time.time()))
 
     def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
         """What each rank of a generation is told."""
@@ -199,19 +206,16 @@ class Run:
         try:
             self.check()
         except Stopped:
-            return "stop"
-        if time.monotonic() - self.looked < LOOK_SECONDS and not self.moves:
-            return None
-        self.looked = time.monotonic()
-        self.look()
-        if any(held in self.gang.leaving for held in used):
-            self.why = "shrink"
-            self.board.say("a node is leaving: its seats commit and leave")
-        elif stage and self.grows(stage):
-            self.why = "grow"
-        else:
-            return None
-        return self.why
+            return generation.AT_ONCE
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            self.look()
+            if any(held in self.gang.leaving for held in used):
+                self.ending, self.wish = "shrink", generation.AT_ONCE
+                self.board.say("a node is leaving: its seats commit and leave")
+            elif stage:
+                self.wish = self.growth(stage)
+        return self.wish
 
     def look(self) -> None:
         """Take in what has become of nodes and seats, and tell it. Raises Stopped."""
@@ -222,15 +226,15 @@ class Run:
             if state != "joined":
                 self.board.say(f"node {node[:8]} is {state}" + (f": {self.gang.problem}" if state == "marked" else ""))
 
-    def grows(self, stage: Stage) -> bool:
-        """Whether the run moves to more seats now."""
-        possible = self.usable(stage, len(self.gang.ready))
+    def growth(self, stage: Stage) -> str | None:
+        """When to end this generation for one on more seats, None for not at all."""
+        possible, self.ending = self.usable(stage, len(self.gang.ready)), "grow"
         decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
         if (decision.choice, possible) != self.decided:
             self.decided = (decision.choice, possible)
             fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
             events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)
-        return decision.choice == "now" or (decision.choice == "commit" and self.moves)
+        return {"stay": None, "now": generation.AT_ONCE, "commit": generation.AT_THE_NEXT_COMMIT}[decision.choice]
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "step":
@@ -242,6 +246,5 @@ class Run:
             self.instruments.event(message["event"], message)
             if message["event"] == "commit":
                 self.pace.commit()
-                self.moves = self.decided[0] == "commit"
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])

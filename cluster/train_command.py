@@ -74,7 +74,7 @@ def watched(actor: ActorHandle, terminal: Terminal) -> End:
     try:
         return attach.follow(actor, terminal)
     except (KeyboardInterrupt, SystemExit):
-        terminal.say("detached: the run goes on; the same command attaches again")
+        terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
         return End(0)
 
 

@@ -38,6 +38,7 @@ COMMANDS = {
         "verify: how well the tokenizer gives back the recipe's videos, with a picture; hours and bytes to expect",
     ),
     "chaos": ("cluster.chaos", "chaos --minutes 10 --seed 3: do faults to a small run, and prove that it is the run that met none"),
+    "stop": ("cluster.stop_command", "stop: end a live run in order, with a commit; its command continues it"),
     "dataset": ("trainer.commands.dataset", "dataset folder=<data set>: add videos to it, remove some, give others new captions"),
 }
 

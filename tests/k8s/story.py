@@ -1,6 +1,6 @@
 """A run's life under a real Prometheus and Alertmanager, started by the rendered RayJob's own command through Ray's Jobs API.
 
-It trains, stalls, is submitted a second time, loses the process that steers it, is submitted again and ends.
+It trains, stalls, is submitted a second time, loses the process that steers it, goes on by itself and ends.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Story:
     prometheus: Prometheus
     start: float
     end: float
-    refused: str  # the log of the job that was submitted while the run lived
-    refused_status: str
+    attached: str  # the log of the job that was submitted while the run lived
+    attached_status: str
     alerted: set[str]
-    status: str  # of the job that continued
+    status: str  # of the job that started it
     log: str
 
 
@@ -96,30 +96,19 @@ def play(job: dict[str, Any], ray: RayHead, watching: Prometheus, folder: Path, 
     os.kill(stopped, signal.SIGSTOP)  # a hung rank: its peer waits in a collective, nobody makes a step
     try:
         ray.submit(job["entrypoint"], environment, "second")
-        wait_for(lambda: ended(ray, "second"), "the second job's refusal")
+        wait_for(lambda: "attached" in ray.logs("second"), "the second job's word")
         wait_for(lambda: "VideomarNoProgress" in watching.firing(), "the alert")
         alerted = watching.firing()
     finally:
-        os.kill(stopped, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # the run has ended it itself
+            os.kill(stopped, signal.SIGCONT)
     stalled_at = len(lines(run / "metrics.jsonl"))
     wait_for(lambda: reached(run, stalled_at + 3), "steps after the stall")
-    os.kill(owner(run), signal.SIGKILL)  # the head's process that steers the run
-    wait_for(lambda: ended(ray, "first"), "the first job's end")
-    ray.submit(job["entrypoint"], environment, "third")
-    wait_for(lambda: ended(ray, "third"), "the third job's end", 300)
-    log = ray.logs("third")
-    return Story(
-        folder,
-        run,
-        watching,
-        start,
-        time.time(),
-        ray.logs("second"),
-        ray.status("second"),
-        alerted,
-        ray.status("third"),
-        ray.logs("first") + log,
-    )
+    os.kill(owner(run), signal.SIGKILL)  # the run's controller
+    for name in ("first", "second"):
+        wait_for(lambda name=name: ended(ray, name), f"the {name} job's end", 300)
+    log, attached = ray.logs("first"), ray.logs("second")
+    return Story(folder, run, watching, start, time.time(), attached, ray.status("second"), alerted, ray.status("first"), log)
 
 
 def reached(run: Path, step: int) -> bool:

@@ -30,16 +30,17 @@ def story(chart: Any, program: Callable[[str], str]) -> Iterator[Story]:
         yield happened
 
 
-def test_the_jobs_own_command_trains_and_after_a_kill_continues(story: Story) -> None:
+def test_the_jobs_own_command_trains_and_its_run_goes_on_when_its_controller_is_killed(story: Story) -> None:
     assert story.status == "SUCCEEDED", story.log
     assert [line["step"] for line in lines(story.run / "metrics.jsonl")] == list(range(1, STEPS + 1))
     layouts = [event for event in lines(story.run / "events.jsonl") if event["event"] == "layout"]
     assert 0 < layouts[1]["step"] < STEPS  # it went on from a commit, not from the beginning
 
 
-def test_a_job_submitted_while_the_run_lives_leaves_it_alone_and_says_why(story: Story) -> None:
-    assert story.refused_status == "FAILED"
-    assert re.search(r"is live in process \d+", story.refused)
+def test_a_job_submitted_while_the_run_lives_follows_it_to_its_end(story: Story) -> None:
+    assert story.attached_status == "SUCCEEDED", story.attached
+    assert "the run is live: attached to it" in story.attached
+    assert re.search(r"^report +\S+$", story.attached, re.MULTILINE)
 
 
 def test_a_stalled_run_fires_its_alert_in_the_alertmanager(story: Story) -> None:
@@ -72,7 +73,7 @@ def test_no_secret_of_the_jobs_environment_is_told_anywhere(story: Story, canary
     files = [path for path in story.run.rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files)
     assert [path for path in files if canary.encode() in path.read_bytes()] == []
-    assert canary not in story.log + story.refused
+    assert canary not in story.log + story.attached
     scraped = story.prometheus.range('{__name__=~"videomar_.*"}', story.start, story.end, 10)
     assert scraped
     assert canary not in json.dumps(scraped)
