@@ -246,5 +246,7 @@ class Run:
             self.instruments.event(message["event"], message)
             if message["event"] == "commit":
                 self.pace.commit()
+                if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
+                    self.account()
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])
