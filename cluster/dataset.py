@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from cluster.encode import Progress, encode_dataset
 from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, plan_chunks
 from data_pipeline.codecs import Codecs, choose_codecs
-from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
+from data_pipeline.encode import sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import check_buckets
 from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.encode import Chunk, EncodedClip, Piece, commit_chunk, decode_source, encode_piece
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import EncodedClip, Piece, commit_chunk, decode_source, encode_piece
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord, SourceRecord
 from data_pipeline.sources import Source

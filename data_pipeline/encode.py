@@ -1,5 +1,5 @@
-"""The plan that deals sources to chunks, and the work on a chunk: decode its sources, encode their clips, commit its shards.
-The encode pool calls the three from different processes, encode_chunk one after the other; any order gives the same bytes."""
+"""The work on a chunk: decode its sources, encode their clips, commit its shards. The encode pool calls the three from
+different processes, encode_chunk one after the other; any order gives the same bytes."""
 
 import json
 import multiprocessing
@@ -13,10 +13,10 @@ import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, by_id, held_out_rule
 from data_pipeline.clips import Clip, SourceClips, clips_of
 from data_pipeline.decode import DecodeError
-from data_pipeline.order import keyed_generator
-from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, chunk_name, require_clips
+from data_pipeline.records import ChunkRecord, LatentSums, SourceRecord, require_clips
 from data_pipeline.shards import Sample, ShardEntry, from_bfloat16, is_intact, to_bfloat16, write_shard
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
@@ -50,51 +50,6 @@ class EncodedClip:
 
 Piece = tuple[NumberedClip, ...]  # some of a source's clips
 Encoded = Sequence[EncodedClip]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The sources whose clips go to one shard of every bucket: the unit of work, of retry and of resume."""
-
-    split: str  # TRAIN or HELD_OUT
-    index: int
-    sources: tuple[Source, ...]
-
-    @property
-    def name(self) -> str:
-        return chunk_name(self.split, self.index)
-
-
-def plan_chunks(sources: Sequence[Source], spec: EncodeSpec) -> list[Chunk]:
-    """Deals the sources, in their order, to the chunks of both splits. Pure."""
-    held_out = held_out_ids(sources, spec)
-    chunks = []
-    for split in (TRAIN, HELD_OUT):
-        members = [source for source in sources if (source.id in held_out) == (split == HELD_OUT)]
-        for index, start in enumerate(range(0, len(members), spec.sources_per_shard)):
-            chunks.append(Chunk(split, index, tuple(members[start : start + spec.sources_per_shard])))
-    return chunks
-
-
-def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
-    """The sources kept for evaluation: those whose hash falls below spec.held_out.
-
-    Of two or more sources at least one is held out and at least one is not: if need be, the one of smallest hash is.
-    """
-    draws = {source.id: _draw(source, spec) for source in sources}
-    chosen = frozenset(id for id, draw in draws.items() if draw < spec.held_out)
-    if len(sources) < 2:
-        return frozenset()
-    return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
-
-
-def is_held_out(source: Source, spec: EncodeSpec) -> bool:
-    """Whether a source that joins a data set later is kept for evaluation."""
-    return _draw(source, spec) < spec.held_out
-
-
-def _draw(source: Source, spec: EncodeSpec) -> float:
-    return float(keyed_generator("held-out", spec.seed, source.id).random())
 
 
 def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Location) -> ChunkRecord:
@@ -201,10 +156,10 @@ def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16,
     """uint8 clips [F, H, W, 3] to fit a tokenizer on: one per bucket of the first `limit` train sources that have any,
     in hashed order so that they are spread over the folder. Raises UserError, naming `videos`, when none has."""
     brief = replace(spec, max_clips=1)
-    held_out = held_out_ids(sources, spec)
+    held_out = held_out_rule(sources, spec)
     outcomes: list[SourceRecord] = []
-    for source in sorted(sources, key=lambda source: source.id):
-        if source.id in held_out:
+    for source in by_id(sources):
+        if held_out(source):
             continue
         found = _clips_or_failure(source, brief)
         if isinstance(found, SourceRecord):

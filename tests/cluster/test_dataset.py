@@ -24,9 +24,9 @@ def find(config: RunConfig) -> EncodeJob:
 
 def test_synthetic_videos_of_another_rate_have_a_folder_of_their_own(tmp_path: Path) -> None:
     jobs = [find(recipe(tmp_path, f"data.fps={fps}")) for fps in (8, 4, 8)]
-    assert jobs[0] == jobs[2]
+    assert jobs[0].folder == jobs[2].folder
     assert jobs[0].videos != jobs[1].videos
-    assert all(len(job.sources.sources) == 8 and not job.sources.without_caption for job in jobs)
+    assert all(len(job.sources.sources) == 8 and not job.sources.without_caption.count for job in jobs)
 
 
 @pytest.mark.parametrize("fps", ["0.4", "7.5"])

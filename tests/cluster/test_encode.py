@@ -19,8 +19,9 @@ from cluster.encode_scaling import Limits, Sizes, limits_of
 from cluster.session import REPOSITORY
 from data_pipeline import encode, storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, plan_chunks
 from data_pipeline.clips import SourceClips, clips_of
-from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit, work_fingerprint
+from data_pipeline.encode import sample_for_fit, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
