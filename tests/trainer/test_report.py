@@ -140,11 +140,11 @@ def test_a_failure_is_marked_where_the_run_went_on() -> None:
 def test_samples_over_time_are_shown_newest_first_and_once_each(tmp_path: Path) -> None:
     frames = np.zeros((3, 8, 8, 3), np.uint8)
     happened = []
-    for step in (10, 20, 10):
-        folder = tmp_path / "samples" / f"step-{step}"
+    for number in (10, 20, 10):
+        folder = tmp_path / "samples" / f"step-{number}"
         contact_sheet([Row("a cat", frames, frames, 1)], folder / "contact-sheet.png")
-        elsewhere = f"/gone/samples/step-{step}"  # a run that was moved
-        happened.append(event("samples", step=step, folder=elsewhere, seconds=1.0, psnr=20.0, psnr_copy_last_frame=15.0, clips=1))
+        elsewhere = f"/gone/samples/step-{number}"  # a run that was moved
+        happened.append(event("samples", step=number, folder=elsewhere, seconds=1.0, psnr=20.0, psnr_copy_last_frame=15.0, clips=1))
     page = Page(report.page(tmp_path, STEPS, happened))
     assert [text.split(":")[0] for text in page.of("figcaption") if "Held-out" in text] == [
         f"Held-out clips after step {n}" for n in (20, 10)
