@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.chunks import Chunk
-from data_pipeline.encode import EncodedClip, Piece, commit_chunk, decode_source, encode_piece
+from data_pipeline.encode import STALL_SECONDS, EncodedClip, Piece, commit_chunk, decode_source, encode_piece
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord, SourceRecord
 from data_pipeline.sources import Source
@@ -27,8 +27,8 @@ class Decoded:
 class Decoder:
     """A CPU actor. It holds the source it is at: what is not asked for stays with it, and that is what bounds the queue."""
 
-    def __init__(self, spec: EncodeSpec, folder: Location) -> None:
-        self._spec, self._folder = spec, folder
+    def __init__(self, spec: EncodeSpec, folder: Location, stall: int = STALL_SECONDS) -> None:
+        self._spec, self._folder, self._stall = spec, folder, stall
         self._pieces: Generator[Piece, None, SourceRecord] | None = None
         self._next: Piece | SourceRecord | None = None
 
@@ -54,7 +54,7 @@ class Decoder:
         return commit_chunk(chunk, self._spec, work, parts, self._folder)
 
     def decoding(self, source: Source, careful: bool) -> Generator[Piece, None, SourceRecord]:
-        return decode_source(source, self._spec, careful)
+        return decode_source(source, self._spec, careful, self._stall)
 
     def _advance(self) -> Piece | SourceRecord:
         assert self._pieces is not None

@@ -26,6 +26,7 @@ from data_pipeline.tokenizers import VideoTokenizer
 
 PIECE_BYTES = 16 << 20  # of frames that travel from a decoder to an encoder at once, if a clip is not larger
 READS = 16  # records asked for at a time
+STALL_SECONDS = 120  # without a picture, after which a decoder counts as hanging
 TRIES = 3  # processes that decoding a source must kill before the source is to blame
 
 
@@ -75,14 +76,15 @@ def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text
     return commit_chunk(chunk, spec, work, parts, folder)
 
 
-def decode_source(source: Source, spec: EncodeSpec, careful: bool = False) -> Generator[Piece, None, SourceRecord]:
+def decode_source(source: Source, spec: EncodeSpec, careful: bool = False, stall: int = 0) -> Generator[Piece, None, SourceRecord]:
     """Yields the source's clips in pieces of about PIECE_BYTES and returns its outcome, still without sums.
 
-    If `careful`, a source whose decoding kills the process is an outcome too: processes of their own find that out.
+    With `stall`, decoding that gives no picture for so many seconds ends this process, as nothing less can end it. If `careful`,
+    a source whose decoding ends the process is an outcome too: processes of their own find that out.
     """
-    if careful and (how := _kills(source, spec)):
+    if careful and (how := _kills(source, spec, stall)):
         return _failure(source, how)
-    found = _clips_or_failure(source, spec)
+    found = _clips_or_failure(source, spec, stall)
     if isinstance(found, SourceRecord):
         return found
     piece: list[NumberedClip] = []
@@ -179,9 +181,16 @@ def work_fingerprint(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, 
     return fingerprint(inputs, spec.to_json(), tokenizer.fingerprint, text.fingerprint, versions())
 
 
-def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceRecord:
+def _clips_or_failure(source: Source, spec: EncodeSpec, stall: int = 0) -> SourceClips | SourceRecord:
     try:
-        return clips_of(source.open(), spec)
+        file = source.open()
+        if not stall:
+            return clips_of(file, spec)
+        try:
+            signal.alarm(stall)  # the kernel's own clock: it needs no thread that might wait for the decoder
+            return clips_of(file, spec, lambda: signal.alarm(stall))
+        finally:
+            signal.alarm(0)
     except DecodeError as error:
         return _failure(source, str(error))
     except OSError as error:
@@ -192,14 +201,16 @@ def _failure(source: Source, reason: str) -> SourceRecord:
     return SourceRecord(source.id, source.name, "failed", reason, caption=source.caption, licence=source.licence)
 
 
-def _kills(source: Source, spec: EncodeSpec) -> str | None:
+def _kills(source: Source, spec: EncodeSpec, stall: int) -> str | None:
     """How decoding the source ends every process that tries it, or None when one survives."""
     for _ in range(TRIES):
-        child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec))
+        child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec, stall))
         child.start()
         child.join()
         if child.exitcode is None or child.exitcode >= 0:
             return None
+    if -child.exitcode == signal.SIGALRM:
+        return f"decoding it gives no picture for {stall} s ({TRIES} times)"
     return f"decoding it kills the process ({signal.Signals(-child.exitcode).name}, {TRIES} times)"
 
 
