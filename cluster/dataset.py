@@ -91,6 +91,8 @@ def chosen_codecs(config: RunConfig) -> Codecs:
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
     """List the videos, after drawing the synthetic ones if the recipe names no folder. Raises UserError naming the key or file."""
     videos, captions, name = config.data.videos, config.data.captions, "synthetic"
+    if videos and storage.size(storage.location(videos) / manifest.FILE) is not None:
+        return finished_job(config, spec, storage.location(videos))
     if videos is None:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
@@ -100,6 +102,19 @@ def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
     codecs = chosen_codecs(config)
     fingerprint = manifest.dataset_fingerprint(sources.sources, spec, codecs.fingerprints)
     return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
+
+
+def finished_job(config: RunConfig, spec: EncodeSpec, folder: Location) -> EncodeJob:
+    """A data set that data.videos names itself, such as an imported one. Raises UserError when it is not what the recipe needs."""
+    made, codecs = manifest.read(folder), chosen_codecs(config)
+    if codecs.tokenizer and codecs.tokenizer.fingerprint != made.tokenizer:
+        raise UserError(f"{folder} was made with another tokenizer than data.tokenizer={config.data.tokenizer}: name that one, or linear")
+    for name in ("channels", "stride", "fps", "text_width", "text_tokens"):
+        if getattr(made.spec, name) != getattr(spec, name):
+            raise UserError(f"{folder} has {name} {getattr(made.spec, name)}, the recipe {getattr(spec, name)}: make them agree")
+    if missing := sorted({bucket.id for bucket in spec.buckets} - set(made.buckets)):
+        raise UserError(f"{folder} has no bucket {missing[0]}, which a stage of the recipe trains on; it has {', '.join(made.buckets)}")
+    return EncodeJob(SourceList(()), made.spec, made.fingerprint, folder, str(folder), codecs)
 
 
 def draw_synthetic(config: RunConfig) -> Path:

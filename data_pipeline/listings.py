@@ -19,6 +19,7 @@ from data_pipeline.storage import S3Path
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+LATENTS = frozenset((".safetensors", ".npy"))
 TABLES = (".csv", ".jsonl", ".parquet")
 CAPTIONS, LICENCES, FILES = ("caption", "text"), ("licence", "license"), ("file", "video", "path", "image")
 BATCH_ROWS = 4096  # of a table, read at once
@@ -37,9 +38,8 @@ class Entry:
     bytes: int | None = None
 
 
-def list_entries(place: str, images: bool) -> Iterator[Entry]:
-    """The videos, and if `images` the stills, at a place. Raises UserError when there is no such place."""
-    suffixes = VIDEOS | IMAGES if images else VIDEOS
+def list_entries(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+    """The files of these suffixes at a place. Raises UserError when there is no such place."""
     root = Path(place)
     if place.startswith("s3://"):
         return _s3(place, suffixes)
@@ -110,7 +110,7 @@ def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                key = member.name.rpartition(".")[0]
+                key = _key(member.name)
                 if member.isfile() and wanted(member.name, suffixes):
                     videos.append(Entry(f"{name}/{member.name}", str(path), f"{member.offset_data}:{member.size}"))
                 elif member.isfile() and member.name.endswith((".txt", ".json")) and (file := tar.extractfile(member)):
@@ -118,7 +118,12 @@ def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a tar of videos: {error}") from error
     for video in videos:
-        yield _told(video, about.get(video.name.removeprefix(f"{name}/").rpartition(".")[0], {}))
+        yield _told(video, about.get(_key(video.name.removeprefix(f"{name}/")), {}))
+
+
+def _key(member: str) -> str:
+    """What the members of one sample share."""
+    return member.rpartition(".")[0].removesuffix(".latent")
 
 
 def _about(data: bytes, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, overload
 from data_pipeline import storage
 from data_pipeline.entry_table import NONE, EntryTable, Unmatched
 from data_pipeline.errors import UserError
-from data_pipeline.listings import IMAGES, VIDEOS, Entry, list_entries
+from data_pipeline.listings import IMAGES, LATENTS, VIDEOS, Entry, list_entries
 from data_pipeline.members import open_video
 
 VIDEO, IMAGE = "video", "image"
@@ -98,7 +98,7 @@ def list_sources(videos: str | Path, captions: str | Path | None = None, images:
     Captions come from the table `captions`, else from the place itself, else they are empty.
     Raises UserError when there is no such place, no video in it, a name twice, or no usable captions file.
     """
-    table = EntryTable(list_entries(str(videos), images))
+    table = EntryTable(list_entries(str(videos), VIDEOS | IMAGES if images else VIDEOS))
     if not len(table):
         raise UserError(f"no video in {videos}: looked for {', '.join(sorted(VIDEOS))} in it and its subfolders")
     if (twice := table.twice()) is not None:
@@ -108,6 +108,14 @@ def list_sources(videos: str | Path, captions: str | Path | None = None, images:
     if (twice := table.caption(caption_rows(Path(captions)))) is not None:
         raise _told_twice(captions, twice)
     return SourceList(Sources(table), table.without_caption(), table.unknown_captions())
+
+
+def list_latents(place: str) -> Sequence[Source]:
+    """Every latent in a folder of tars, or in one, with its caption. Raises UserError when there is none."""
+    table = EntryTable(entry for entry in list_entries(place, LATENTS) if not entry.name.endswith(".text.safetensors"))
+    if not len(table):
+        raise UserError(f"no latent in {place}: looked for <key>.latent.safetensors and <key>.npy in its tars")
+    return Sources(table)
 
 
 def _source(entry: Entry) -> Source:
