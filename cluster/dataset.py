@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 from cluster.encode import Progress, encode_dataset
 from data_pipeline import manifest, storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, plan_chunks
 from data_pipeline.codecs import Codecs, choose_codecs
-from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
+from data_pipeline.encode import sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import check_buckets
 from data_pipeline.living import advance
@@ -108,6 +109,8 @@ def find_all(config: RunConfig) -> dict[Latents, EncodeJob]:
 def listed(config: RunConfig) -> tuple[SourceList, str, str]:
     """(the videos, where they are, what to call them), after drawing the synthetic ones if the recipe names no folder."""
     videos, captions, name = config.data.videos, config.data.captions, "synthetic"
+    if videos and storage.size(storage.location(videos) / manifest.FILE) is not None:
+        return finished_job(config, spec, storage.location(videos))
     if videos is None:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
@@ -120,6 +123,19 @@ def job_of(config: RunConfig, sources: SourceList, videos: str, name: str, spec:
     codecs = chosen_codecs(config, latents)
     fingerprint = manifest.dataset_fingerprint(sources.sources, spec, codecs.fingerprints)
     return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
+
+
+def finished_job(config: RunConfig, spec: EncodeSpec, folder: Location) -> EncodeJob:
+    """A data set that data.videos names itself, such as an imported one. Raises UserError when it is not what the recipe needs."""
+    made, codecs = manifest.read(folder), chosen_codecs(config)
+    if codecs.tokenizer and codecs.tokenizer.fingerprint != made.tokenizer:
+        raise UserError(f"{folder} was made with another tokenizer than data.tokenizer={config.data.tokenizer}: name that one, or linear")
+    for name in ("channels", "stride", "fps", "text_width", "text_tokens"):
+        if getattr(made.spec, name) != getattr(spec, name):
+            raise UserError(f"{folder} has {name} {getattr(made.spec, name)}, the recipe {getattr(spec, name)}: make them agree")
+    if missing := sorted({bucket.id for bucket in spec.buckets} - set(made.buckets)):
+        raise UserError(f"{folder} has no bucket {missing[0]}, which a stage of the recipe trains on; it has {', '.join(made.buckets)}")
+    return EncodeJob(SourceList(()), made.spec, made.fingerprint, folder, str(folder), codecs)
 
 
 def draw_synthetic(config: RunConfig) -> Path:

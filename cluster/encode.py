@@ -17,7 +17,8 @@ import ray
 from cluster.encode_actors import Decoder, Encoder
 from cluster.encode_pool import EncodePool, PoolState
 from cluster.encode_scaling import Queues, Sizes, limits_of
-from data_pipeline.encode import Chunk, finished_chunks, work_fingerprint
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord

@@ -7,7 +7,8 @@ import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.encode import Chunk, EncodedClip, Piece, commit_chunk, decode_source, encode_piece
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import STALL_SECONDS, EncodedClip, Piece, commit_chunk, decode_source, encode_piece
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord, SourceRecord
 from data_pipeline.sources import Source
@@ -29,9 +30,9 @@ class Decoded:
 class Decoder:
     """A CPU actor. It holds the source it is at: what is not asked for stays with it, and that is what bounds the queue."""
 
-    def __init__(self, spec: EncodeSpec, folder: Location) -> None:
+    def __init__(self, spec: EncodeSpec, folder: Location, stall: int = STALL_SECONDS) -> None:
         os.nice(NICE)
-        self._spec, self._folder = spec, folder
+        self._spec, self._folder, self._stall = spec, folder, stall
         self._pieces: Generator[Piece, None, SourceRecord] | None = None
         self._next: Piece | SourceRecord | None = None
 
@@ -57,7 +58,7 @@ class Decoder:
         return commit_chunk(chunk, self._spec, work, parts, self._folder)
 
     def decoding(self, source: Source, careful: bool) -> Generator[Piece, None, SourceRecord]:
-        return decode_source(source, self._spec, careful)
+        return decode_source(source, self._spec, careful, self._stall)
 
     def _advance(self) -> Piece | SourceRecord:
         assert self._pieces is not None

@@ -18,7 +18,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from cluster.encode_scaling import Limits, LoadMeter, Queues, Sizes, bottleneck, first_sizes, rescaled
 from cluster.encode_tasks import Assembly, Call, Part, Piece, Task, Worker
-from data_pipeline.encode import Chunk
+from data_pipeline.chunks import Chunk
 from data_pipeline.records import ChunkRecord
 
 DEATHS = 5  # actors that may die at one task before its chunk is given up

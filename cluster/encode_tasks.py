@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import ray
 from ray.actor import ActorHandle
 
-from data_pipeline.encode import Chunk
+from data_pipeline.chunks import Chunk
 from data_pipeline.records import SourceRecord
 from data_pipeline.sources import Source
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from cluster.dataset import EncodeJob
 from cluster.progress import clock
+from data_pipeline.entry_table import Unmatched
 from data_pipeline.loader import Dataset
 from data_pipeline.records import HELD_OUT, TRAIN
 from trainer.events import read_events, standing
 from trainer.metrics import read_metrics
-
-LISTED = 5
 
 
 def dataset_lines(job: EncodeJob, dataset: Dataset, reused: bool) -> list[str]:
@@ -42,11 +41,11 @@ def dataset_counts(dataset: Dataset) -> tuple[dict[str, int], dict[str, int], di
     return outcomes, sources.rejected, clips
 
 
-def mismatches(what: str, names: tuple[str, ...]) -> list[str]:
-    if not names:
+def mismatches(what: str, found: Unmatched) -> list[str]:
+    if not found.count:
         return []
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return [f"      {what}  {', '.join(names[:LISTED])}{more}"]
+    more = f" and {found.count - len(found.first)} more" if found.count > len(found.first) else ""
+    return [f"      {what}  {', '.join(found.first)}{more}"]
 
 
 def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:

@@ -20,7 +20,8 @@ from cluster import run_folder, summary
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.encode import Progress
 from cluster.progress import Terminal, TrainingLine
-from data_pipeline.encode import Chunk, encode_chunk
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord

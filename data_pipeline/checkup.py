@@ -8,10 +8,13 @@ import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.errors import UserError
+from data_pipeline.living import TEXT_FOLDER
 from data_pipeline.loader import Dataset
 from data_pipeline.order import EpochOrder
 from data_pipeline.shard_index import ShardError, ShardIndex, digest, first_damage, index_path, read_index, scan
+from data_pipeline.shard_reader import ShardReader
 from data_pipeline.shards import ShardEntry, shard_path
+from data_pipeline.text import caption_hash
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ def examine(dataset: Dataset) -> Iterator[Finding]:
         keys = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
         if twice := len(keys) - len(np.unique(keys)):
             yield Finding(f"bucket {bucket}: {twice} samples are there twice: encode the data set again")
+    for entry in dataset.manifest.captions:
+        yield from examine_captions(dataset, entry)
     yield from strangers(dataset)
     yield from fingerprints(dataset)
 
@@ -63,6 +68,23 @@ def examine_shard(dataset: Dataset, entry: ShardEntry) -> tuple[ShardIndex | Non
         return None, [Finding(f"shard {path} is missing: encode it again")]
 
 
+def examine_captions(dataset: Dataset, entry: ShardEntry) -> Iterator[Finding]:
+    """As examine_shard, of the captions that a later generation gave; each must be for sources that the data set has."""
+    index, findings = examine_shard(dataset, entry)
+    yield from findings
+    if index is None:
+        return
+    known = {path.stem for path, _ in storage.list_files(dataset.folder / "sources")}
+    path = shard_path(dataset.folder, entry)
+    reader = ShardReader(path, entry)
+    for row in range(len(index.keys)):
+        about = reader.meta(row)
+        if index.keys[row] != caption_hash(about["caption"]):
+            yield Finding(f"shard {path}: caption {index.keys[row]} is not the one that its key names: give the captions again")
+        if unknown := sorted(set(about["sources"]) - known):
+            yield Finding(f"shard {path} has a caption for source {unknown[0]}, which the data set does not have")
+
+
 def order_coverage(bucket: str, split: str, counts: list[int]) -> Iterator[Finding]:
     """Whether an epoch's order over shards of these sizes visits every sample once."""
     order = EpochOrder(counts, 0, bucket, 0)
@@ -85,6 +107,10 @@ def strangers(dataset: Dataset) -> Iterator[Finding]:
         for path, _ in storage.list_files(dataset.folder / bucket):
             if path.suffix == ".tar" and path.stem not in listed:
                 yield Finding(f"shard {path} is not in the manifest")
+    listed = {entry.name for entry in manifest.captions}
+    for path, _ in storage.list_files(dataset.folder / TEXT_FOLDER):
+        if path.suffix == ".tar" and path.stem not in listed:
+            yield Finding(f"shard {path} is not in the manifest")
     records = sum(1 for _ in storage.list_files(dataset.folder / "sources"))
     if records != manifest.sources.total:
         yield Finding(f"{records} records in {dataset.folder / 'sources'}, but the manifest counts {manifest.sources.total} sources")

@@ -2,7 +2,7 @@
 encode.py calls it; it knows nothing of tokenizers or shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
@@ -55,15 +55,15 @@ class Timed(Protocol):
 T = TypeVar("T", bound=Timed)
 
 
-def clips_of(path: str | Path | BinaryIO, spec: EncodeSpec) -> SourceClips:
-    """Decodes a file once and cuts non-overlapping clips for every bucket. Raises DecodeError.
+def clips_of(path: str | Path | BinaryIO, spec: EncodeSpec, on_picture: Callable[[], object] = lambda: None) -> SourceClips:
+    """Decodes a file once and cuts non-overlapping clips for every bucket; `on_picture` hears of every picture. Raises DecodeError.
 
     Holds at most spec.max_clips clips per bucket, and stops decoding when every bucket has that many.
     """
     video, detector, seen = VideoFile(path), SceneDetector(spec.scene_threshold), _Seen()
     windows = [_Windows(bucket, spec.max_clips, spec.thresholds, detector.transitions) for bucket in spec.buckets]
     resizers: dict[tuple[int, int], Resizer] = {}
-    for scene, time, picture in resample(split_scenes(seen.pass_on(video), detector), spec.fps):
+    for scene, time, picture in resample(split_scenes(seen.pass_on(video, on_picture), detector), spec.fps):
         images: dict[tuple[int, int], np.ndarray] = {}
         fits = fitting(picture.height, picture.width, spec.buckets, spec.one_aspect)
         for window in windows:
@@ -128,8 +128,9 @@ class _Seen:
     height: int = 0
     width: int = 0
 
-    def pass_on(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
+    def pass_on(self, pictures: Iterable[Picture], on_picture: Callable[[], object]) -> Iterator[Picture]:
         for picture in pictures:
+            on_picture()
             if not self.pictures:
                 self.first, self.height, self.width = picture.time, picture.height, picture.width
             self.pictures += 1

@@ -1,5 +1,5 @@
-"""The plan that deals sources to chunks, and the work on a chunk: decode its sources, encode their clips, commit its shards.
-The encode pool calls the three from different processes, encode_chunk one after the other; any order gives the same bytes."""
+"""The work on a chunk: decode its sources, encode their clips, commit its shards. The encode pool calls the three from
+different processes, encode_chunk one after the other; any order gives the same bytes."""
 
 import json
 import multiprocessing
@@ -13,10 +13,10 @@ import numpy as np
 
 from data_pipeline import storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, by_id, held_out_rule
 from data_pipeline.clips import Clip, SourceClips, clips_of
 from data_pipeline.decode import DecodeError
-from data_pipeline.order import keyed_generator
-from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, LatentSums, SourceRecord, chunk_name, require_clips
+from data_pipeline.records import ChunkRecord, LatentSums, SourceRecord, require_clips
 from data_pipeline.shards import Sample, ShardEntry, from_bfloat16, is_intact, to_bfloat16, write_shard
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec, fingerprint, versions
@@ -26,6 +26,7 @@ from data_pipeline.tokenizers import VideoTokenizer
 
 PIECE_BYTES = 16 << 20  # of frames that travel from a decoder to an encoder at once, if a clip is not larger
 READS = 16  # records asked for at a time
+STALL_SECONDS = 120  # without a picture, after which a decoder counts as hanging
 TRIES = 3  # processes that decoding a source must kill before the source is to blame
 
 
@@ -52,51 +53,6 @@ Piece = tuple[NumberedClip, ...]  # some of a source's clips
 Encoded = Sequence[EncodedClip]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The sources whose clips go to one shard of every bucket: the unit of work, of retry and of resume."""
-
-    split: str  # TRAIN or HELD_OUT
-    index: int
-    sources: tuple[Source, ...]
-
-    @property
-    def name(self) -> str:
-        return chunk_name(self.split, self.index)
-
-
-def plan_chunks(sources: Sequence[Source], spec: EncodeSpec) -> list[Chunk]:
-    """Deals the sources, in their order, to the chunks of both splits. Pure."""
-    held_out = held_out_ids(sources, spec)
-    chunks = []
-    for split in (TRAIN, HELD_OUT):
-        members = [source for source in sources if (source.id in held_out) == (split == HELD_OUT)]
-        for index, start in enumerate(range(0, len(members), spec.sources_per_shard)):
-            chunks.append(Chunk(split, index, tuple(members[start : start + spec.sources_per_shard])))
-    return chunks
-
-
-def held_out_ids(sources: Sequence[Source], spec: EncodeSpec) -> frozenset[str]:
-    """The sources kept for evaluation: those whose hash falls below spec.held_out.
-
-    Of two or more sources at least one is held out and at least one is not: if need be, the one of smallest hash is.
-    """
-    draws = {source.id: _draw(source, spec) for source in sources}
-    chosen = frozenset(id for id, draw in draws.items() if draw < spec.held_out)
-    if len(sources) < 2:
-        return frozenset()
-    return chosen if 0 < len(chosen) < len(draws) else frozenset([min(draws, key=lambda id: (draws[id], id))])
-
-
-def is_held_out(source: Source, spec: EncodeSpec) -> bool:
-    """Whether a source that joins a data set later is kept for evaluation."""
-    return _draw(source, spec) < spec.held_out
-
-
-def _draw(source: Source, spec: EncodeSpec) -> float:
-    return float(keyed_generator("held-out", spec.seed, source.id).random())
-
-
 def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder, folder: str | Location) -> ChunkRecord:
     """Writes the chunk's shards into the data set's folder, then one record per source; returns what it wrote.
 
@@ -120,14 +76,15 @@ def encode_chunk(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, text
     return commit_chunk(chunk, spec, work, parts, folder)
 
 
-def decode_source(source: Source, spec: EncodeSpec, careful: bool = False) -> Generator[Piece, None, SourceRecord]:
+def decode_source(source: Source, spec: EncodeSpec, careful: bool = False, stall: int = 0) -> Generator[Piece, None, SourceRecord]:
     """Yields the source's clips in pieces of about PIECE_BYTES and returns its outcome, still without sums.
 
-    If `careful`, a source whose decoding kills the process is an outcome too: processes of their own find that out.
+    With `stall`, decoding that gives no picture for so many seconds ends this process, as nothing less can end it. If `careful`,
+    a source whose decoding ends the process is an outcome too: processes of their own find that out.
     """
-    if careful and (how := _kills(source, spec)):
+    if careful and (how := _kills(source, spec, stall)):
         return _failure(source, how)
-    found = _clips_or_failure(source, spec)
+    found = _clips_or_failure(source, spec, stall)
     if isinstance(found, SourceRecord):
         return found
     piece: list[NumberedClip] = []
@@ -201,10 +158,10 @@ def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16,
     """uint8 clips [F, H, W, 3] to fit a tokenizer on: one per bucket of the first `limit` train sources that have any,
     in hashed order so that they are spread over the folder. Raises UserError, naming `videos`, when none has."""
     brief = replace(spec, max_clips=1)
-    held_out = held_out_ids(sources, spec)
+    held_out = held_out_rule(sources, spec)
     outcomes: list[SourceRecord] = []
-    for source in sorted(sources, key=lambda source: source.id):
-        if source.id in held_out:
+    for source in by_id(sources):
+        if held_out(source):
             continue
         found = _clips_or_failure(source, brief)
         if isinstance(found, SourceRecord):
@@ -224,9 +181,16 @@ def work_fingerprint(chunk: Chunk, spec: EncodeSpec, tokenizer: VideoTokenizer, 
     return fingerprint(inputs, spec.to_json(), tokenizer.fingerprint, text.fingerprint, versions())
 
 
-def _clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips | SourceRecord:
+def _clips_or_failure(source: Source, spec: EncodeSpec, stall: int = 0) -> SourceClips | SourceRecord:
     try:
-        return clips_of(source.open(), spec)
+        file = source.open()
+        if not stall:
+            return clips_of(file, spec)
+        try:
+            signal.alarm(stall)  # the kernel's own clock: it needs no thread that might wait for the decoder
+            return clips_of(file, spec, lambda: signal.alarm(stall))
+        finally:
+            signal.alarm(0)
     except DecodeError as error:
         return _failure(source, str(error))
     except OSError as error:
@@ -237,14 +201,16 @@ def _failure(source: Source, reason: str) -> SourceRecord:
     return SourceRecord(source.id, source.name, "failed", reason, caption=source.caption, licence=source.licence)
 
 
-def _kills(source: Source, spec: EncodeSpec) -> str | None:
+def _kills(source: Source, spec: EncodeSpec, stall: int) -> str | None:
     """How decoding the source ends every process that tries it, or None when one survives."""
     for _ in range(TRIES):
-        child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec))
+        child = multiprocessing.get_context("spawn").Process(target=_clips_or_failure, args=(source, spec, stall))
         child.start()
         child.join()
         if child.exitcode is None or child.exitcode >= 0:
             return None
+    if -child.exitcode == signal.SIGALRM:
+        return f"decoding it gives no picture for {stall} s ({TRIES} times)"
     return f"decoding it kills the process ({signal.Signals(-child.exitcode).name}, {TRIES} times)"
 
 

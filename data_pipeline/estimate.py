@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import av
 
 from data_pipeline.buckets import Bucket, latent_shape
-from data_pipeline.encode import held_out_ids
+from data_pipeline.chunks import held_out_rule
 from data_pipeline.errors import UserError
 from data_pipeline.order import keyed_generator
 from data_pipeline.sources import Source
@@ -57,12 +57,12 @@ def estimate(sources: Sequence[Source], spec: EncodeSpec) -> Estimate:
 def check_buckets(sources: Sequence[Source], spec: EncodeSpec, videos: str) -> None:
     """Raises UserError, naming the bucket and how many sources are too small, too short or unreadable for it, when none of
     the train sources can fill it. Stops at the first that can, so that it costs little where all is well."""
-    held_out, waiting = held_out_ids(sources, spec), list(spec.buckets)
+    held_out, waiting = held_out_rule(sources, spec), list(spec.buckets)
     reasons: dict[Bucket, Counter[str]] = {bucket: Counter() for bucket in spec.buckets}
     for source in sources[:SEARCHED]:
         if not waiting:
             return
-        if source.id in held_out:
+        if held_out(source):
             continue
         header = read_header(source)
         for bucket in list(waiting):

@@ -3,11 +3,13 @@ prefix. sources.py calls it; it opens no video. Each listing yields entries one 
 
 import csv
 import json
+import os
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipeline import storage
@@ -17,25 +19,27 @@ from data_pipeline.storage import S3Path
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+LATENTS = frozenset((".safetensors", ".npy"))
 TABLES = (".csv", ".jsonl", ".parquet")
 CAPTIONS, LICENCES, FILES = ("caption", "text"), ("licence", "license"), ("file", "video", "path", "image")
 BATCH_ROWS = 4096  # of a table, read at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """`name` is relative to what was listed, in posix form; `member` as open_video takes it; caption None: not told."""
+    """`name` is relative to what was listed, in posix form; `member` as open_video takes it; caption None: not told; `bytes`
+    of the file at `path`, None where the listing does not say."""
 
     name: str
     path: str
     member: str = ""
     caption: str | None = None
     licence: str = ""
+    bytes: int | None = None
 
 
-def list_entries(place: str, images: bool) -> Iterator[Entry]:
-    """The videos, and if `images` the stills, at a place. Raises UserError when there is no such place."""
-    suffixes = VIDEOS | IMAGES if images else VIDEOS
+def list_entries(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+    """The files of these suffixes at a place. Raises UserError when there is no such place."""
     root = Path(place)
     if place.startswith("s3://"):
         return _s3(place, suffixes)
@@ -44,41 +48,59 @@ def list_entries(place: str, images: bool) -> Iterator[Entry]:
             return _table(root)
         return _tar(root, root.name, suffixes) if root.suffix == ".tar" else iter((Entry(root.name, place),))
     if root.is_dir():
-        return _hugging_face(root) if (root / "state.json").is_file() else _files(root, root.rglob("*"), suffixes)
+        return _hugging_face(root) if (root / "state.json").is_file() else _files(root, _below(str(root)), suffixes)
     if re.search(r"[*?\[]", place):
         return _glob(place, suffixes)
     raise UserError(f"no folder or video at {place}: check data.videos")
 
 
 def wanted(name: str, suffixes: frozenset[str]) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+    file = posixpath.basename(name)  # pathlib keeps a table of all names that it ever saw
+    return posixpath.splitext(file)[1].lower() in suffixes and not file.startswith(".")
 
 
-def _files(root: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Entry]:
-    """Videos and, opened up, tars of videos."""
+def _files(root: Path, paths: Iterable[str], suffixes: frozenset[str]) -> Iterator[Entry]:
+    """Of the files at these paths below `root` the videos and, opened up, the tars of videos."""
+    start = len(str(root).rstrip("/")) + 1
     for path in paths:
-        name = path.relative_to(root).as_posix()
-        if wanted(name, suffixes) and path.is_file():
-            yield Entry(name, str(path))
-        elif path.suffix == ".tar" and path.is_file():
-            yield from _tar(path, name, suffixes)
+        name = path[start:]
+        if wanted(name, suffixes):
+            yield Entry(name, path)
+        elif name.endswith(".tar"):
+            yield from _tar(Path(path), name, suffixes)
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The files in a folder and its subfolders, but not behind links to folders; the names of no folder are held. Raises
+    UserError naming a folder that may not be read."""
+    folders = [folder]
+    while folders:
+        inside = folders.pop()
+        try:
+            with os.scandir(inside) as found:
+                for entry in found:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file():
+                        yield entry.path
+        except PermissionError as error:
+            raise UserError(f"folder {inside} may not be read: allow it, or name the others by a glob") from error
 
 
 def _glob(pattern: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     parts = Path(pattern).parts
     fixed = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root = Path(*parts[:fixed])
-    return _files(root, root.glob(str(Path(*parts[fixed:]))), suffixes)
+    return _files(root, (str(path) for path in root.glob(str(Path(*parts[fixed:]))) if path.is_file()), suffixes)
 
 
 def _s3(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     root = storage.location(place)
     assert isinstance(root, S3Path)
-    for path, _ in storage.list_files(root):
+    for path, size in storage.list_files(root):
         name = str(path).removeprefix(str(root)).lstrip("/")
         if wanted(name, suffixes):
-            yield Entry(name, str(path))
+            yield Entry(name, str(path), bytes=size)
 
 
 def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
@@ -88,7 +110,7 @@ def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                key = member.name.rpartition(".")[0]
+                key = _key(member.name)
                 if member.isfile() and wanted(member.name, suffixes):
                     videos.append(Entry(f"{name}/{member.name}", str(path), f"{member.offset_data}:{member.size}"))
                 elif member.isfile() and member.name.endswith((".txt", ".json")) and (file := tar.extractfile(member)):
@@ -96,7 +118,12 @@ def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a tar of videos: {error}") from error
     for video in videos:
-        yield _told(video, about.get(video.name.removeprefix(f"{name}/").rpartition(".")[0], {}))
+        yield _told(video, about.get(_key(video.name.removeprefix(f"{name}/")), {}))
+
+
+def _key(member: str) -> str:
+    """What the members of one sample share."""
+    return member.rpartition(".")[0].removesuffix(".latent")
 
 
 def _about(data: bytes, name: str) -> dict[str, Any]:
@@ -157,7 +184,7 @@ def _columns(path: Path, name: str) -> Iterator[Entry]:
 
 def _named(table: Path, file: str) -> Entry:
     file = file.strip().replace("\\", "/")
-    return Entry(file, file if file.startswith("s3://") else str(table.parent / file))
+    return Entry(file, file if file.startswith(("s3://", "/")) else f"{table.parent}/{file}")
 
 
 def _told(entry: Entry, row: dict[str, Any]) -> Entry:

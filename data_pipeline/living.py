@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline import manifest as manifests
 from data_pipeline import storage
-from data_pipeline.encode import Chunk, is_held_out
+from data_pipeline.chunks import Chunk, is_held_out
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Exclusions, Manifest
 from data_pipeline.records import HELD_OUT, TRAIN, ChunkRecord, SourceRecord

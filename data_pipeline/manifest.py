@@ -94,8 +94,7 @@ class Manifest:
 def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec, codecs: Sequence[str] = ()) -> str:
     """Names a data set before it is encoded: equal inputs (names, sizes, captions), settings and versions. `codecs` are
     the fingerprints of a tokenizer and a text encoder that are not made from the data."""
-    inputs = sorted([source.name, source.size(), source.caption] for source in sources)
-    return fingerprint(inputs, spec.to_json(), list(codecs), versions())
+    return fingerprint(([source.name, source.size(), source.caption] for source in sources), spec.to_json(), list(codecs), versions())
 
 
 def build(

@@ -5,13 +5,15 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, overload
 
 from data_pipeline import storage
+from data_pipeline.entry_table import NONE, EntryTable, Unmatched
 from data_pipeline.errors import UserError
-from data_pipeline.listings import IMAGES, VIDEOS, Entry, list_entries
+from data_pipeline.listings import IMAGES, LATENTS, VIDEOS, Entry, list_entries
 from data_pipeline.members import open_video
 
 VIDEO, IMAGE = "video", "image"
@@ -30,6 +32,7 @@ class Source:
     name: str
     licence: str = ""
     member: str = ""
+    bytes: int | None = field(default=None, compare=False)  # of the file, where the listing told
 
     @property
     def kind(self) -> str:
@@ -42,17 +45,50 @@ class Source:
 
     def size(self) -> int:
         """Bytes of the file, or -1 when it is gone: that is for the decoder to report."""
+        if self.bytes is not None:
+            return self.bytes
         size = storage.size(storage.location(self.path))
         return -1 if size is None else size
 
 
+class Sources(Sequence[Source]):
+    """A view of a table of entries: sources are made as they are asked for, so millions of them take no memory."""
+
+    def __init__(self, table: EntryTable) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(_source, self._table.rows(0, len(self)))
+
+    @overload
+    def __getitem__(self, place: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Source, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Source | tuple[Source, ...]:
+        chosen = range(len(self))[place]
+        if isinstance(chosen, int):
+            (entry,) = self._table.rows(chosen, chosen + 1)
+            return _source(entry)
+        if chosen.step == 1:
+            return tuple(map(_source, self._table.rows(chosen.start, chosen.stop)))
+        return tuple(self[number] for number in chosen)
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Source, ...]]]:
+        return tuple, (tuple(self),)  # for another process, which has not this one's table
+
+
 @dataclass(frozen=True)
 class SourceList:
-    """The sources sorted by name, and what did not match: names without a caption, caption rows without a video."""
+    """The sources sorted by name, and what did not match: videos without a caption, caption rows without a video."""
 
-    sources: tuple[Source, ...]
-    without_caption: tuple[str, ...] = ()
-    unknown_captions: tuple[str, ...] = ()
+    sources: Sequence[Source]
+    without_caption: Unmatched = NONE
+    unknown_captions: Unmatched = NONE
 
 
 def list_sources(videos: str | Path, captions: str | Path | None = None, images: bool = False) -> SourceList:
@@ -62,67 +98,70 @@ def list_sources(videos: str | Path, captions: str | Path | None = None, images:
     Captions come from the table `captions`, else from the place itself, else they are empty.
     Raises UserError when there is no such place, no video in it, a name twice, or no usable captions file.
     """
-    entries = sorted(list_entries(str(videos), images), key=lambda entry: entry.name)
-    _check_names(entries, str(videos))
-    names = [entry.name for entry in entries]
-    texts = {} if captions is None else read_captions(Path(captions))
-    owners, unknown = _match(texts, names)
-    found = {entry.name: entry.caption for entry in entries if entry.caption is not None}
-    found |= {name: texts[row] for name, row in owners.items()}
-    sources = tuple(
-        Source(_source_id(entry.name), entry.path, found.get(entry.name, ""), entry.name, entry.licence, entry.member) for entry in entries
-    )
-    missing = () if captions is None else tuple(name for name in names if name not in found)
-    return SourceList(sources, missing, unknown)
+    table = EntryTable(list_entries(str(videos), VIDEOS | IMAGES if images else VIDEOS))
+    if not len(table):
+        raise UserError(f"no video in {videos}: looked for {', '.join(sorted(VIDEOS))} in it and its subfolders")
+    if (twice := table.twice()) is not None:
+        raise UserError(f"{videos} names {twice} more than once: keep one")
+    if captions is None:
+        return SourceList(Sources(table))
+    if (twice := table.caption(caption_rows(Path(captions)))) is not None:
+        raise _told_twice(captions, twice)
+    return SourceList(Sources(table), table.without_caption(), table.unknown_captions())
+
+
+def list_latents(place: str) -> Sequence[Source]:
+    """Every latent in a folder of tars, or in one, with its caption. Raises UserError when there is none."""
+    table = EntryTable(entry for entry in list_entries(place, LATENTS) if not entry.name.endswith(".text.safetensors"))
+    if not len(table):
+        raise UserError(f"no latent in {place}: looked for <key>.latent.safetensors and <key>.npy in its tars")
+    return Sources(table)
+
+
+def _source(entry: Entry) -> Source:
+    return Source(_source_id(entry.name), entry.path, entry.caption or "", entry.name, entry.licence, entry.member, entry.bytes)
 
 
 def _source_id(name: str) -> str:
     return hashlib.blake2s(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _check_names(entries: list[Entry], place: str) -> None:
-    if not entries:
-        raise UserError(f"no video in {place}: looked for {', '.join(sorted(VIDEOS))} in it and its subfolders")
-    twice = next((one.name for one, other in pairwise(entries) if one.name == other.name), None)
-    if twice is not None:
-        raise UserError(f"{place} names {twice} more than once: keep one")
-
-
 def read_captions(path: Path) -> dict[str, str]:
-    """Captions by the file name as written in the table."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"captions file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"captions file {path}, line {line}, is not a UTF-8 text: save the table as UTF-8") from error
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    rows = []
-    try:
-        missing = {"file", "caption"} - set(table.fieldnames or ())
-        if missing:
-            raise UserError(f"captions file {path} has no column {sorted(missing)[0]!r}: it needs file,caption")
-        for row in table:
-            if None in row or None in row.values():  # DictReader's marks of a long and of a short row
-                raise UserError(
-                    f"captions file {path}, line {table.line_num}, has not one value per column: quote captions that hold a comma"
-                )
-            rows.append((row["file"].strip().replace("\\", "/"), row["caption"].strip()))
-    except csv.Error as error:
-        raise UserError(f"captions file {path}, line {table.reader.line_num}, is not a row of a csv table: {error}") from error
+    """Captions by the file name as written in the table. Raises UserError when it is not usable."""
+    rows = list(caption_rows(path))
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
     if twice:
-        raise UserError(f"captions file {path} has more than one row for {twice[0]}: keep one")
+        raise _told_twice(path, twice[0])
     return dict(rows)
 
 
-def _match(texts: dict[str, str], names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """({video name: caption row}, rows that name no video). A bare file name serves if only one video has it."""
-    known = set(names)
-    sharing = Counter(Path(name).name for name in names)
-    by_file_name = {Path(name).name: name for name in names if sharing[Path(name).name] == 1}
-    owners = {by_file_name[row]: row for row in texts if row in by_file_name}
-    owners |= {row: row for row in texts if row in known}
-    used = set(owners.values())
-    return owners, tuple(row for row in texts if row not in used)
+def caption_rows(path: Path) -> Iterator[tuple[str, str]]:
+    """(file, caption) of each row of a csv table, read as they are asked for. Raises UserError naming the line."""
+    try:
+        with path.open("rb") as file:
+            table = csv.DictReader(_lines(file, path))
+            missing = {"file", "caption"} - set(table.fieldnames or ())
+            if missing:
+                raise UserError(f"captions file {path} has no column {sorted(missing)[0]!r}: it needs file,caption")
+            for row in table:
+                if None in row or None in row.values():  # DictReader's marks of a long and of a short row
+                    raise UserError(
+                        f"captions file {path}, line {table.line_num}, has not one value per column: quote captions that hold a comma"
+                    )
+                yield row["file"].strip().replace("\\", "/"), row["caption"].strip()
+    except OSError as error:
+        raise UserError(f"captions file {path} cannot be read: {error.strerror}") from error
+    except csv.Error as error:
+        raise UserError(f"captions file {path}, line {table.reader.line_num}, is not a row of a csv table: {error}") from error
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"captions file {path}, line {number}, is not a UTF-8 text: save the table as UTF-8") from error
+
+
+def _told_twice(path: str | Path, name: str) -> UserError:
+    return UserError(f"captions file {path} has more than one row for {name}: keep one")

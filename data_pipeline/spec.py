@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -73,5 +74,23 @@ def versions() -> dict[str, Any]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """32 hex digits that are the same for equal JSON values, in every process and on every machine."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    """32 hex digits that are the same for equal JSON values, in every process and on every machine. An iterator stands for
+    the list of what it gives, of which one item is held at a time."""
+    total = hashlib.blake2b(digest_size=16)
+    for text in _joined(map(_json, parts)):
+        total.update(text.encode())
+    return total.hexdigest()
+
+
+def _json(value: Any) -> Iterator[str]:
+    """The pieces of a value's JSON text, as json.dumps writes it."""
+    return _joined(map(_json, value)) if isinstance(value, Iterator) else iter((json.dumps(value, sort_keys=True),))
+
+
+def _joined(items: Iterator[Iterator[str]]) -> Iterator[str]:
+    before = "["
+    for item in items:
+        yield before
+        yield from item
+        before = ", "
+    yield "]" if before == ", " else "[]"

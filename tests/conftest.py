@@ -10,7 +10,8 @@ import pytest
 
 from data_pipeline import manifest
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import encode_chunk, plan_chunks, sample_for_fit
+from data_pipeline.chunks import plan_chunks
+from data_pipeline.encode import encode_chunk, sample_for_fit
 from data_pipeline.loader import TOKENIZER_FOLDER
 from data_pipeline.sources import list_sources
 from data_pipeline.spec import EncodeSpec

@@ -18,7 +18,8 @@ from statistics import median
 from cluster.encode import encode_dataset
 from cluster.session import connect
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import Chunk, EncodedClip, commit_chunk, decode_source, encode_piece
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import EncodedClip, commit_chunk, decode_source, encode_piece
 from data_pipeline.records import SourceRecord
 from data_pipeline.sources import Source, list_sources
 from data_pipeline.spec import EncodeSpec

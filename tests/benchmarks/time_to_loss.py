@@ -28,7 +28,8 @@ from torch import nn
 
 from data_pipeline import manifest
 from data_pipeline.buckets import Bucket, latent_shape
-from data_pipeline.encode import encode_chunk, plan_chunks, sample_for_fit
+from data_pipeline.chunks import plan_chunks
+from data_pipeline.encode import encode_chunk, sample_for_fit
 from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.sources import list_sources
 from data_pipeline.spec import EncodeSpec

@@ -19,8 +19,9 @@ from cluster.encode_scaling import Limits, Sizes, limits_of
 from cluster.session import REPOSITORY
 from data_pipeline import encode, storage
 from data_pipeline.buckets import Bucket
+from data_pipeline.chunks import Chunk, plan_chunks
 from data_pipeline.clips import SourceClips, clips_of
-from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit, work_fingerprint
+from data_pipeline.encode import sample_for_fit, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
@@ -135,6 +136,18 @@ def fragile(data: Data, folder: Path, deaths: dict[str, int]) -> EncodePool:
     return pool
 
 
+def test_a_file_on_which_the_decoder_never_returns_is_set_aside_by_name(data: Data, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.mp4")  # opening it waits for a writer that never comes
+    endless = replace(data.sources[0], id="endless", name="endless.mp4", path=str(tmp_path / "endless.mp4"))
+    decoder: Any = ray.remote(Decoder).options(num_cpus=0)
+    pool = pool_of(data, lambda: decoder.remote(SPEC, tmp_path / "out", 2), [*data.chunks, Chunk("train", 9, (endless,))])
+    pool.run(lambda state: None)
+    assert pool.failures == {}
+    (outcome,) = pool.records[4].sources
+    assert (outcome.name, outcome.status, outcome.reason) == ("endless.mp4", "failed", "decoding it gives no picture for 2 s (3 times)")
+    assert all(pool.records[index].clips for index in range(4))
+
+
 def test_a_decoder_that_dies_is_replaced_and_its_source_is_tried_again_with_care(data: Data, tmp_path: Path) -> None:
     pool = fragile(data, tmp_path, {"clip-00001.mp4": 2})
     assert set(pool.records) == {0, 1, 2, 3}
@@ -151,7 +164,7 @@ def test_a_source_at_which_every_decoder_dies_makes_its_chunk_a_failure_and_no_r
     assert pool.failures == {index: "5 processes died at clip-00002.mp4"}
 
 
-def crash_on_the_second(source: Source, spec: EncodeSpec) -> SourceClips:
+def crash_on_the_second(source: Source, spec: EncodeSpec, stall: int = 0) -> SourceClips:
     """As the real decoding, but one source makes it crash."""
     if source.name == "clip-00001.mp4":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.dataset import EncodeJob
-from cluster.summary import LISTED, dataset_counts, dataset_lines, run_lines
+from cluster.summary import dataset_counts, dataset_lines, run_lines
 from data_pipeline.codecs import Codecs
+from data_pipeline.entry_table import Unmatched
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.manifest import SourcesSummary
 from data_pipeline.sources import SourceList
@@ -71,11 +72,11 @@ def test_every_unreadable_and_every_damaged_file_is_named_with_its_reason(datase
 
 
 def test_captions_and_videos_that_do_not_match_are_named_up_to_a_few(dataset: Dataset) -> None:
-    many = tuple(f"{number}.mp4" for number in range(LISTED + 2))
-    lines = told(dataset, without_caption=many, unknown_captions=("gone.mp4",))
-    assert lines[3].strip() == f"without a caption  {', '.join(many[:LISTED])} and 2 more"
+    first = tuple(f"{number}.mp4" for number in range(5))
+    lines = told(dataset, without_caption=Unmatched(7, first), unknown_captions=Unmatched(1, ("gone.mp4",)))
+    assert lines[3].strip() == f"without a caption  {', '.join(first)} and 2 more"
     assert lines[4].strip() == "captions without a video  gone.mp4"
-    assert told(dataset, without_caption=many[:LISTED])[3].strip() == f"without a caption  {', '.join(many[:LISTED])}"
+    assert told(dataset, without_caption=Unmatched(5, first))[3].strip() == f"without a caption  {', '.join(first)}"
 
 
 def test_a_run_without_a_promotion_tells_its_samples_and_where_to_look(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from data_pipeline import manifest
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import encode_chunk, plan_chunks, sample_for_fit
+from data_pipeline.chunks import plan_chunks
+from data_pipeline.encode import encode_chunk, sample_for_fit
 from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.records import ChunkRecord
 from data_pipeline.sources import Source, list_sources

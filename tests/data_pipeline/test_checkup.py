@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import checkup, storage
+from data_pipeline import manifest as manifests
+from data_pipeline.living import recaption
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.storage import S3Path
 
@@ -56,6 +58,26 @@ def test_what_is_missing_too_much_or_of_another_data_set_is_named(copy: Dataset)
     text = "\n".join(findings(copy))
     for part in ("shard-000000.tar is missing", "shard-000009.tar is not in the manifest", "11 records", "tokenizer.json"):
         assert part in text
+
+
+def test_captions_of_later_generations_are_examined_like_the_samples(copy: Dataset, encoded: Encoded) -> None:
+    folder, source = Path(str(copy.folder)), encoded.sources[0].id
+    made = recaption(copy.manifest, folder, {source: "new words"}, encoded.text)
+    manifests.write(made, folder)
+    assert findings(open_dataset(folder)) == []
+    path = folder / "text" / "captions-000001.tar"
+    path.with_suffix(".idx").unlink()
+    assert [finding.mended for finding in checkup.examine(open_dataset(folder))] == [True]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+    (found,) = findings(open_dataset(folder))
+    assert f"shard {path} differs from its checksum" in found
+    path.write_bytes(whole)
+    (folder / "sources" / f"{source}.json").unlink()
+    shutil.copy(path, path.with_name("captions-000009.tar"))
+    text = "\n".join(findings(open_dataset(folder)))
+    assert f"has a caption for source {source}, which the data set does not have" in text
+    assert "captions-000009.tar is not in the manifest" in text
 
 
 def test_a_manifest_that_counts_wrong_is_found(copy: Dataset) -> None:

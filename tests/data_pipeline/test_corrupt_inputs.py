@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.buckets import Bucket
-from data_pipeline.encode import Chunk, encode_chunk
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import encode_chunk
 from data_pipeline.records import TRAIN, SourceRecord
 from data_pipeline.sources import list_sources
 from data_pipeline.spec import EncodeSpec

@@ -7,12 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipeline import encode, manifest
+from data_pipeline.chunks import held_out_rule, plan_chunks
 from data_pipeline.clips import SourceClips, clips_of
-from data_pipeline.encode import decode_source, encode_chunk, held_out_ids, plan_chunks, sample_for_fit
+from data_pipeline.encode import decode_source, encode_chunk, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.records import HELD_OUT, TRAIN, SourceRecord
 from data_pipeline.sources import Source, list_sources
@@ -20,27 +19,6 @@ from data_pipeline.spec import EncodeSpec
 from data_pipeline.tokenizers.linear import LinearTokenizer
 
 from .conftest import SPEC, Encoded, bytes_by_name, encode_folder
-
-
-def fake_sources(count: int) -> list[Source]:
-    return [Source(f"{number:016x}", f"/videos/{number}.mp4", "", f"{number}.mp4") for number in range(count)]
-
-
-@given(st.integers(1, 60), st.floats(0, 0.99), st.integers(1, 9), st.integers(0, 5))
-def test_every_source_is_in_exactly_one_chunk_and_both_splits_have_some(count: int, held_out: float, per_shard: int, seed: int) -> None:
-    spec = replace(SPEC, held_out=held_out, sources_per_shard=per_shard, seed=seed)
-    chunks = plan_chunks(fake_sources(count), spec)
-    dealt = [source.id for chunk in chunks for source in chunk.sources]
-    assert sorted(dealt) == [source.id for source in fake_sources(count)]
-    assert {chunk.split for chunk in chunks} == ({TRAIN, HELD_OUT} if count > 1 else {TRAIN})
-    assert len({chunk.name for chunk in chunks}) == len(chunks)
-    assert max(len(chunk.sources) for chunk in chunks) <= per_shard
-
-
-def test_a_source_stays_held_out_when_others_join() -> None:
-    few, many = (held_out_ids(fake_sources(count), replace(SPEC, held_out=0.3)) for count in (30, 200))
-    assert few == {id for id in many if int(id, 16) < 30}
-    assert 0.2 < len(many) / 200 < 0.4
 
 
 def test_splits_share_no_source(encoded: Encoded) -> None:
@@ -147,7 +125,8 @@ def test_small_pieces_give_the_same_bytes(encoded: Encoded, tmp_path: Path, monk
 
 
 def test_the_sample_for_fitting_comes_from_train_sources_alone(encoded: Encoded) -> None:
-    train = [source for source in encoded.sources if source.id not in held_out_ids(encoded.sources, encoded.spec)]
+    held_out = held_out_rule(encoded.sources, encoded.spec)
+    train = [source for source in encoded.sources if not held_out(source)]
     everything = LinearTokenizer.fit(sample_for_fit(encoded.sources, encoded.spec))
     held = [replace(source, path="/gone.mp4") if source not in train else source for source in encoded.sources]
     assert LinearTokenizer.fit(sample_for_fit(held, encoded.spec)).fingerprint == everything.fingerprint

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_pipeline.buckets import Bucket
 from data_pipeline.clips import clips_of
+from data_pipeline.entry_table import Unmatched
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import Header, check_buckets, estimate, read_header, unfit
 from data_pipeline.sources import IMAGE, VIDEO, Source, list_sources
@@ -122,7 +123,7 @@ def test_a_captions_file_overrules_what_the_place_tells(videos: list[Path], tmp_
     (tmp_path / "captions.csv").write_text("file,caption\nin/a.mp4,new\n")
     found = list_sources(tmp_path / "list.jsonl", tmp_path / "captions.csv")
     assert [source.caption for source in found.sources] == ["new", "kept"]
-    assert found.without_caption == ()
+    assert found.without_caption == Unmatched()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline import manifest
-from data_pipeline.encode import encode_chunk, plan_chunks
+from data_pipeline.chunks import plan_chunks
+from data_pipeline.encode import encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.filters import FilterThresholds
 from data_pipeline.living import choose, grow, merge, plan_growth, read_records, recaption, remove

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.entry_table import Unmatched
 from data_pipeline.errors import UserError
 from data_pipeline.sources import list_sources
 
@@ -41,14 +42,14 @@ def test_captions_join_by_relative_path_or_by_bare_name_and_what_is_left_over_is
     assert captions["a.mp4"] == "a cat, asleep"
     assert captions["sub/b.mp4"] == "by name"
     assert captions["d.mp4"] == "the outer one"
-    assert found.without_caption == ("other/d.mp4", "sub/c.mp4")
-    assert found.unknown_captions == ("gone.mp4",)
+    assert found.without_caption == Unmatched(2, ("other/d.mp4", "sub/c.mp4"))
+    assert found.unknown_captions == Unmatched(1, ("gone.mp4",))
 
 
 def test_without_a_captions_file_captions_are_empty_and_none_is_missing(tmp_path: Path) -> None:
     found = list_sources(touch(tmp_path, "a.mp4"))
     assert found.sources[0].caption == ""
-    assert found.without_caption == ()
+    assert found.without_caption == Unmatched()
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -49,3 +50,18 @@ def test_what_it_cannot_mean_shows_how_it_is_used(folder: Path, arguments: list[
 def test_a_folder_that_is_no_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no data set at {tmp_path}"):
         command([f"folder={tmp_path}", "remove.ids=x"], {})
+
+
+def test_latents_made_elsewhere_become_a_data_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "made"
+    shutil.copytree(folder / "5x32x32", place)
+    tokenizer = open_dataset(folder).tokenizer
+    (place / "latents.json").write_text(json.dumps({"tokenizer": tokenizer.fingerprint, "fps": 8}))
+    arguments = [f"folder={tmp_path / 'set'}", f"import={place}", f"tokenizer={folder / 'tokenizer'}"]
+    assert command(arguments, {}) == 0
+    assert "5x32x32: train" in capsys.readouterr().out
+    assert open_dataset(tmp_path / "set").tokenizer.fingerprint == tokenizer.fingerprint
+    with pytest.raises(UserError, match="is a data set already"):
+        command(arguments, {})
+    with pytest.raises(UserError, match="needs tokenizer=<folder>"):
+        command([f"folder={tmp_path / 'other'}", f"import={place}"], {})

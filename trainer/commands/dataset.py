@@ -1,4 +1,5 @@
-"""The `dataset` command: a finished data set's next generation, by adding videos, removing some, or giving them new captions.
+"""The `dataset` command: a finished data set's next generation, by adding videos, removing some, or giving them new captions;
+or a data set's first, of latents that were made elsewhere.
 Encodes in this process what is added; what trains on an older generation is not disturbed."""
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from data_pipeline.loader import TOKENIZER_FOLDER, Dataset, open_dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import list_sources, read_captions
 from data_pipeline.text import load_text
+from trainer.commands.import_latents import import_command
 
 USAGE = """usage: python trainer/main.py dataset folder=<data set> and one of
   add=<videos> [captions=<table>]
   remove.ids=<id or name>[,...]   remove.caption=<pattern>   remove.licence=<licence>
-  captions=<table of file,caption>"""
-KEYS = {"folder", "add", "captions", "remove.ids", "remove.caption", "remove.licence"}
+  captions=<table of file,caption>
+  import=<tars of latents> tokenizer=<folder> [text=<folder> text_tokens=<most>]   makes the data set of latents made elsewhere"""
+KEYS = {"folder", "add", "captions", "remove.ids", "remove.caption", "remove.licence", "import", "tokenizer", "text", "text_tokens"}
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
@@ -28,6 +31,8 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     unknown = set(given) - KEYS
     if unknown or "folder" not in given or len(given) < 2:
         raise UserError(f"{f'{min(unknown)}: unknown key; ' if unknown else ''}{USAGE}")
+    if "import" in given:
+        return import_command(given)
     dataset = open_dataset(given["folder"])
     if dataset.manifest.pending:
         raise UserError(
