@@ -97,20 +97,22 @@ def chosen_codecs(config: RunConfig, latents: Latents) -> Codecs:
 
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
     """The data set of the first stage. Raises UserError as find_all does."""
-    return job_of(config, *listed(config), spec, all_latents(config)[0])
+    latents = all_latents(config)[0]
+    return finished_job(config, spec, latents) if names_dataset(config) else job_of(config, *listed(config), spec, latents)
 
 
 def find_all(config: RunConfig) -> dict[Latents, EncodeJob]:
     """Every data set of the recipe, in the order in which its stages need them. Raises UserError naming the key or file."""
-    specs, found = {latents: encode_spec(config, latents) for latents in all_latents(config)}, listed(config)
+    specs = {latents: encode_spec(config, latents) for latents in all_latents(config)}
+    if names_dataset(config):
+        return {latents: finished_job(config, spec, latents) for latents, spec in specs.items()}
+    found = listed(config)
     return {latents: job_of(config, *found, spec, latents) for latents, spec in specs.items()}
 
 
 def listed(config: RunConfig) -> tuple[SourceList, str, str]:
     """(the videos, where they are, what to call them), after drawing the synthetic ones if the recipe names no folder."""
     videos, captions, name = config.data.videos, config.data.captions, "synthetic"
-    if videos and storage.size(storage.location(videos) / manifest.FILE) is not None:
-        return finished_job(config, spec, storage.location(videos))
     if videos is None:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
@@ -125,11 +127,18 @@ def job_of(config: RunConfig, sources: SourceList, videos: str, name: str, spec:
     return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
 
 
-def finished_job(config: RunConfig, spec: EncodeSpec, folder: Location) -> EncodeJob:
-    """A data set that data.videos names itself, such as an imported one. Raises UserError when it is not what the recipe needs."""
-    made, codecs = manifest.read(folder), chosen_codecs(config)
+def names_dataset(config: RunConfig) -> bool:
+    """Whether data.videos is a finished data set, such as an imported one, and no videos."""
+    videos = config.data.videos
+    return videos is not None and storage.size(storage.location(videos) / manifest.FILE) is not None
+
+
+def finished_job(config: RunConfig, spec: EncodeSpec, latents: Latents) -> EncodeJob:
+    """The data set that data.videos names. Raises UserError when it is not what the recipe needs."""
+    folder = storage.location(str(config.data.videos))
+    made, codecs = manifest.read(folder), chosen_codecs(config, latents)
     if codecs.tokenizer and codecs.tokenizer.fingerprint != made.tokenizer:
-        raise UserError(f"{folder} was made with another tokenizer than data.tokenizer={config.data.tokenizer}: name that one, or linear")
+        raise UserError(f"{folder} was made with another tokenizer than data.tokenizer={latents.tokenizer}: name that one, or linear")
     for name in ("channels", "stride", "fps", "text_width", "text_tokens"):
         if getattr(made.spec, name) != getattr(spec, name):
             raise UserError(f"{folder} has {name} {getattr(made.spec, name)}, the recipe {getattr(spec, name)}: make them agree")

@@ -16,7 +16,7 @@ from cluster.checks import check_samples, shortage
 from cluster.dataset import EncodeJob
 from cluster.encode import DRAIN_SECONDS, Progress, encode_dataset
 from data_pipeline import growth
-from data_pipeline.encode import Chunk, plan_chunks
+from data_pipeline.chunks import Chunk, plan_chunks
 from data_pipeline.loader import Dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.records import ChunkRecord

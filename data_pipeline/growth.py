@@ -3,7 +3,7 @@ generation of their own. Pure; cluster/readiness.py acts on it."""
 
 from collections.abc import Container, Sequence
 
-from data_pipeline.encode import Chunk
+from data_pipeline.chunks import Chunk
 from data_pipeline.manifest import Manifest
 from data_pipeline.records import HELD_OUT, TRAIN
 

@@ -25,7 +25,8 @@ from cluster.gang import Gang
 from cluster.progress import Board
 from cluster.readiness import Feed
 from cluster.run import Run
-from data_pipeline.encode import Chunk, encode_chunk
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import encode_chunk
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec

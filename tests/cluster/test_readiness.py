@@ -15,7 +15,8 @@ from cluster import dataset as datasets
 from cluster.encode import Progress
 from cluster.readiness import Feed
 from cluster.session import Session
-from data_pipeline.encode import Chunk, encode_chunk, finished_chunks, work_fingerprint
+from data_pipeline.chunks import Chunk
+from data_pipeline.encode import encode_chunk, finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import open_dataset, tokenizer_at
 from data_pipeline.records import ChunkRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.encode import Chunk
+from data_pipeline.chunks import Chunk
 from data_pipeline.growth import encode_order, may_begin, prefix, sources
 from data_pipeline.sources import Source
 

@@ -15,7 +15,8 @@ import torch
 
 from data_pipeline import manifest as manifests
 from data_pipeline.buckets import Bucket, Stride
-from data_pipeline.encode import encode_chunk, plan_chunks, sample_for_fit
+from data_pipeline.chunks import plan_chunks
+from data_pipeline.encode import encode_chunk, sample_for_fit
 from data_pipeline.living import advance
 from data_pipeline.loader import TOKENIZER_FOLDER
 from data_pipeline.manifest import Manifest
