@@ -84,7 +84,7 @@ def plain(dataset: Dataset) -> float:
     """Seconds of nothing but preadv, of the same stretches of the same files in the same order."""
     entries = dataset.manifest.buckets[BUCKET.id]["train"]
     split = dataset.split(BUCKET.id, "train", 0)
-    spans = [[split._reader(shard)._span(row, ("latent", "text")) for row in range(entry.count)] for shard, entry in enumerate(entries)]
+    spans = [[split._reader(entry)._span(row, ("latent", "text")) for row in range(entry.count)] for entry in entries]
     order, buffer = EpochOrder([entry.count for entry in entries], 0, BUCKET.id, 0), bytearray(1 << 20)
     files = [os.open(str(shard_path(dataset.folder, entry)), os.O_RDONLY) for entry in entries]
     started = time.perf_counter()

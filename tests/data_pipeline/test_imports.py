@@ -26,8 +26,8 @@ def export(encoded: Encoded, folder: Path, **changed: object) -> Path:
     samples = encoded.dataset.split(BUCKET, "train", 0)
     with tarfile.open(folder / "part.tar", "w") as tar:
         for position in range(len(samples)):
-            shard, row = samples._place(position)
-            reader = samples._reader(shard)
+            _, entry, row = samples._place(position)
+            reader = samples._reader(entry)
             array = io.BytesIO()
             np.save(array, reader.latent(row))
             for suffix, data in ((".npy", array.getvalue()), (".txt", reader.meta(row)["caption"].encode())):
@@ -55,7 +55,7 @@ def test_imported_latents_are_a_sound_data_set_with_their_captions(encoded: Enco
     def contents(data: Dataset, split: str) -> set[tuple[str, bytes]]:
         samples = data.split(BUCKET, split, 0)
         places = [samples._place(position) for position in range(len(samples))]
-        return {(samples._reader(shard).meta(row)["caption"], samples._reader(shard).latent(row).tobytes()) for shard, row in places}
+        return {(samples._reader(shard).meta(row)["caption"], samples._reader(shard).latent(row).tobytes()) for _, shard, row in places}
 
     assert contents(dataset, "train") | contents(dataset, "held_out") == contents(encoded.dataset, "train")
     assert dataset.decode(dataset.split(BUCKET, "train", 0).fetch([0]).latents[0]).shape == (5, 32, 32, 3)
