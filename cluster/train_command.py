@@ -51,10 +51,9 @@ def attached(config: RunConfig, terminal: Terminal) -> End | None:
 def started(config: RunConfig, changed: Sequence[Change], address: str | None, terminal: Terminal) -> End:
     """The end of the run, from its controller's start on, unless it lives already in the Ray that is joined. changed: since it was last
     started."""
-    spec = datasets.encode_spec(config)
-    check_stages(config, spec)
-    matched = check_initial(config, spec)
-    datasets.find(config, spec)
+    check_stages(config)
+    matched = check_initial(config, datasets.encode_spec(config))
+    datasets.find_all(config)
     with session.connect(address, config.cluster.workers * config.cluster.cpus_per_worker) as ray_session:
         if actor := attach.find(config):
             return watched(actor, terminal)
