@@ -32,6 +32,7 @@ from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
+ACCOUNT_SECONDS = 60.0  # between two readings of the whole history for the goodput, which grows with it
 
 
 class RunFailed(Exception):
@@ -62,7 +63,7 @@ class Run:
         self.decided = ("stay", 0)  # replan's last word, and how many workers it was about
         self.wish: str | None = None  # when this generation should end early,
         self.ending = ""  # and why
-        self.looked = 0.0
+        self.looked = self.accounted = 0.0
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
@@ -187,10 +188,15 @@ class Run:
             path = failures.write(self.folder, number, outcome)
             for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
                 self.board.say(line)
-        self.instruments.goodput(account(self.folder, time.time()))
+        self.account()
         self.gang.drop([used[rank].seat for rank in outcome.lost])
         self.gang.release()
         return outcome
+
+    def account(self) -> None:
+        """Put the goodput so far on the meter."""
+        self.accounted = time.monotonic()
+        self.instruments.goodput(account(self.folder, time.time()))
 
     def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
         """What each rank of a generation is told."""
@@ -251,5 +257,7 @@ class Run:
             self.instruments.event(message["event"], message)
             if message["event"] == "commit":
                 self.pace.commit()
+                if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
+                    self.account()
         elif message["kind"] == "samples":
             self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])

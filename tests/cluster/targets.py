@@ -50,13 +50,6 @@ def commit_on_sigterm(payload: Payload, report: Report, listener: Listener) -> N
     time.sleep(600)
 
 
-def commit_after_a_while(payload: Payload, report: Report, listener: Listener) -> None:
-    report({"kind": "up", "pid": os.getpid()})
-    time.sleep(2)
-    report({"kind": "event", "event": "commit"})
-    time.sleep(600)
-
-
 def ignore_sigterm(payload: Payload, report: Report, listener: Listener) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report({"kind": "up", "pid": os.getpid()})

@@ -82,6 +82,10 @@ def test_what_a_traceback_ends_with_names_the_cause(said: str, cause: str) -> No
         (End(1, 143), "preempted"),
         (End(1, 3), "exit"),
         (End(1, None, detail="gone"), "seat"),
+        (
+            End(1, None, detail="root causes: (1) The process is killed by SIGKILL by OOM killer due to"),
+            "seat",
+        ),
         (End(1, None, detail="The actor is dead because its node has died. Node Id: 7a"), "node"),
         (End(1, None, detail="its node does not answer: nothing was heard from it for 8 s"), "node"),
         (End(1, None, detail="The actor died.\nits node was preempted"), "preempted"),
