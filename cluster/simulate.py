@@ -70,12 +70,13 @@ def row(config: RunConfig, devices: int) -> dict[str, Any]:
     nodes = -(-devices // per_node)
     mtbf = section.mtbf_hours * section.world / devices
     cluster, job = Cluster(nodes, section.spare_nodes, section.hours * SECONDS), job_of(config, per_node)
-    if job.speed(0, nodes) is None:
-        raise UserError(f"simulate: stage {config.curriculum.stages[0].name} does not fit on {devices} devices; see the plan command")
+    for place, stage in enumerate(config.curriculum.stages):
+        if job.speed(place, nodes) is None:
+            raise UserError(f"simulate: stage {stage.name} does not fit on {devices} devices; see the plan command")
     ours = our_price(config, devices)
     found: dict[str, Any] = {"devices": devices, "mtbf_hours": mtbf}
     for name, price, warned in (("ours", ours, True), ("plain", plain_price(ours), False)):
-        found[name] = total(list(lives(config, job, cluster, price, mtbf, warned)))
+        found[name] = total(list(lives(config, job, cluster, price, mtbf, warned)), job, nodes)
     found["lost_ratio"] = found["ours"]["lost_seconds"] / found["plain"]["lost_seconds"]
     return found
 
@@ -91,13 +92,16 @@ def lives(
         yield run, run.live()
 
 
-def total(found: Sequence[tuple[Virtual, Goodput]]) -> dict[str, Any]:
-    """The sums over runs: goodput, seconds lost by cause, faults met, steps done, generations, and whether the curriculum was finished."""
+def total(found: Sequence[tuple[Virtual, Goodput]], job: Job, nodes: int) -> dict[str, Any]:
+    """The sums over runs: goodput, progress (the seconds that the steps take on all nodes / wall seconds: steps on fewer nodes are slower,
+    which goodput does not see), seconds lost by cause, faults met, steps done, generations, and how many curricula were finished."""
+    full = {stage.name: (job.speed(place, nodes) or (0, 0.0))[1] for place, stage in enumerate(job.stages)}
     productive = sum(account.productive for _, account in found)
     lost = {cause: sum(account.lost[cause] for _, account in found) for cause in LOSSES}
     account = Goodput(productive, lost)
     return {
         "goodput": account.ratio,
+        "progress": sum(full[step["stage"]] for run, _ in found for step in run.steps) / account.wall,
         "productive_seconds": productive,
         "lost_seconds": account.wall - productive,
         "lost": lost,
@@ -139,11 +143,11 @@ def simulation_lines(config: RunConfig, found: dict[str, Any]) -> Iterator[str]:
     yield from told(section)
     yield (
         f"  plain: {PLAIN_PROCESS:g} s from a killed worker and {PLAIN_NODE:g} s from a lost node to the new group (Ray Train 2.60), then "
-        "building and loading as ours"
+        "building and loading as ours; told as detect"
     )
     yield ""
     causes = [cause for cause in LOSSES if any(row[policy]["lost"][cause] >= 0.5 for row in found["clusters"] for policy in POLICIES)]
-    table = [("devices", "restarts", "goodput", "faults", "steps", "lost", *causes)]
+    table = [("devices", "restarts", "goodput", "progress", "faults", "steps", "lost", *causes)]
     for row in found["clusters"]:
         for policy in POLICIES:
             one = row[policy]
@@ -153,6 +157,7 @@ def simulation_lines(config: RunConfig, found: dict[str, Any]) -> Iterator[str]:
                     f"{row['devices']:,}",
                     policy,
                     f"{one['goodput']:.2%}",
+                    f"{one['progress']:.2%}",
                     f"{one['failures']}",
                     f"{one['steps']:,}",
                     f"{one['lost_seconds']:,.0f} s",

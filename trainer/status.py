@@ -97,7 +97,7 @@ def stage_rows(stages: Sequence[Stage], metrics: Sequence[Record], true_now: Seq
     """Per stage: name, state (done, training, ahead), steps, max_steps, readiness of its data where known, seconds to go at the present
     speed in tokens if it does not end before its max_steps."""
     done = {event["stage"]: event["reason"] for event in true_now if event["event"] == "promotion"}
-    ready = {event["stage"]: event["ratio"] for event in true_now if event["event"] == "readiness"}
+    ready = readiness(true_now)
     recent = metrics[-RECENT_STEPS:]
     busy = sum(step["step_seconds"] + step["data_seconds"] for step in recent)
     rate = sum(step["tokens"] for step in recent) / busy if busy else None  # latent tokens per second
@@ -107,8 +107,17 @@ def stage_rows(stages: Sequence[Stage], metrics: Sequence[Record], true_now: Seq
         state = "done" if stage.name in done else "training" if steps or len(rows) == len(done) else "ahead"
         left = 0.0 if state == "done" else tokens_to_go([stage], 0, steps) / rate if rate else None
         row = {"name": stage.name, "state": state, "steps": steps, "max_steps": stage.promotion.max_steps, "eta_seconds": left}
-        rows.append(row | {"ended": done.get(stage.name), "readiness": ready.get(stage.name)})
+        rows.append(row | {"ended": done.get(stage.name), "readiness": ready})
     return rows
+
+
+def readiness(true_now: Sequence[Record]) -> float | None:
+    """Share of the data set's sources that are encoded, by the last word on it; None where there is none, or of several data sets."""
+    told = {event["dataset"]: event for event in true_now if event["event"] == "data"}
+    if len(told) != 1:
+        return None
+    (last,) = told.values()
+    return last["sources"]["total"] / max(1, last["sources"]["total"] + last["pending"])
 
 
 def overview(run: Path, now: float) -> Record:

@@ -20,15 +20,16 @@ from trainer.sizing import planned_model
 
 Record = dict[str, Any]
 RESULTS = "tests/benchmarks/results/2026-11-22-cpu-"
-RESTARTS, CHECKPOINT = f"{RESULTS}restart-parts.json", f"{RESULTS}checkpoint-toy.json"
+RECOVERY, CHECKPOINT = f"{RESULTS}recovery.json", f"{RESULTS}checkpoint-toy.json"
+# By key of the recipe: the file and what in it is added up.
 SOURCES = {
-    "detect_seconds": f"{RESTARTS}: detect",
-    "detect_node_seconds": f"{RESTARTS}: detect_node",
-    "replan_seconds": f"{RESTARTS}: replan",
-    "start_seconds": f"{RESTARTS}: start",
-    "load_seconds": f"{RESTARTS}: load",
-    "copy_bytes_per_second": f"{CHECKPOINT}: sizes.toy.copy_bytes_per_second",
-    "storage_bytes_per_second": "an assumption",
+    "detect_seconds": (RECOVERY, ("seconds.worker.detect",)),
+    "detect_node_seconds": (RECOVERY, ("seconds.node.detect",)),
+    "replan_seconds": (RECOVERY, ("seconds.worker.draw",)),
+    "start_seconds": (RECOVERY, ("seconds.worker.forked", "seconds.worker.grouped", "seconds.worker.built")),
+    "load_seconds": (RECOVERY, ("seconds.worker.loaded",)),
+    "copy_bytes_per_second": (CHECKPOINT, ("sizes.toy.copy_bytes_per_second",)),
+    "storage_bytes_per_second": ("an assumption", ()),
 }
 BYTES_PER_PARAMETER = 16.02  # CHECKPOINT: sizes.toy.bytes_per_parameter
 PLAIN_PROCESS, PLAIN_NODE = 24.5, 75.0  # seconds: the middle of Ray Train's 21-28 after a killed worker, and after a lost node
@@ -36,8 +37,9 @@ PLAIN_PROCESS, PLAIN_NODE = 24.5, 75.0  # seconds: the middle of Ray Train's 21-
 
 def told(section: SimulateSection) -> Iterator[str]:
     """Every constant of the recipe with its source."""
-    for name, source in SOURCES.items():
+    for name, (file, parts) in SOURCES.items():
         value, default = getattr(section, name), SimulateSection.model_fields[name].default
+        source = f"{file}{': ' if parts else ''}{' + '.join(parts)}"
         yield f"  simulate.{name} = {value:g}: {source if value == default else 'given'}"
 
 
@@ -95,7 +97,7 @@ def measured(happened: Sequence[Record], metrics: Sequence[Record]) -> Measured:
         start=start,
         load=lost["load"] / restarts,
         commit=0.0,
-        durable=0.0,
+        durable=fmean([event["seconds"] for event in happened if event["event"] == "commit"] or [0.0]),
         data=fmean(step["data_seconds"] for step in metrics),
         idle=(lost["other"] + lost["checkpoint"]) / done,
         first=max(0.0, first - start),

@@ -98,7 +98,7 @@ class Virtual:
         """From the last commit until the stage ends, a fault or a move."""
         self.now += self.price.replan if self.generations else 0.0
         self.generations += 1
-        while (plan := self.job.speed(self.committed.stage, self.nodes)) is None:
+        while (plan := self.job.speed(self.committed.stage, nodes := self.nodes)) is None:
             self.wait_for_nodes()
         self.tell("generation", generation=self.generations, world=plan[0])
         for seconds, milestone in ((self.price.start, "built"), (self.price.load if self.committed.step else 0.0, "loaded")):
@@ -107,7 +107,7 @@ class Virtual:
             self.now += seconds
             self.tell("milestone", name=milestone, generation=self.generations)
         self.begin()
-        self.train(*plan)
+        self.train(*plan, nodes)
 
     def wait_for_nodes(self) -> None:
         """Until the next node is back."""
@@ -122,10 +122,10 @@ class Virtual:
         seconds = sum(step["step_seconds"] + step["data_seconds"] + step["checkpoint_seconds"] for step in lost)
         self.tell("layout", step=self.state.step, recomputed=len(lost), recomputed_seconds=seconds)
 
-    def train(self, world: int, seconds: float) -> None:
+    def train(self, world: int, seconds: float, nodes: int) -> None:
         """Steps, commits, and the question whether to move, until the stage ends or something else does."""
         stage, price = self.job.stages[self.state.stage], self.price
-        saving, measured, leaving, asked = 0.0, {world: seconds}, "stay", self.nodes
+        saving, measured, leaving = 0.0, {world: seconds}, "stay"
         while (reason := promotion_reason(stage.promotion, self.state)) is None:
             end = self.now + price.data + seconds + saving + price.idle
             if self.strikes(end):
@@ -136,10 +136,10 @@ class Virtual:
             self.now, self.state = end, self.state.stepped({}, False, GuardState())
             self.steps.append(line(self.state.step, stage.name, seconds, price.data, saving))
             saving = 0.0
-            if self.nodes > asked:  # a node has come back
-                asked, leaving = self.nodes, self.asks(stage, world, measured)
+            if self.nodes > nodes:  # one has come back
+                nodes, leaving = self.nodes, self.asks(stage, world, measured)
             due = self.state.step - self.begun_commit.step >= self.job.commit_every
-            if due or leaving == "now":
+            if (due or leaving == "now") and promotion_reason(stage.promotion, self.state) is None:
                 saving = self.commit(self.state)
                 if leaving != "stay":
                     self.leave()
@@ -153,10 +153,14 @@ class Virtual:
         return self.pending[1] if self.pending else self.committed
 
     def commit(self, state: RunState) -> float:
-        """Begin a commit of the state. Returns the seconds that training stands still."""
+        """Begin a commit of the state, behind the one that is still being written. Returns the seconds that training stands still."""
         self.settle()
-        self.pending = (self.now + self.price.commit + self.price.durable, state)
-        return self.price.commit
+        stall = self.price.commit
+        if self.pending:
+            stall += self.pending[0] - self.now
+            self.committed = self.pending[1]
+        self.pending = (self.now + stall + self.price.durable, state)
+        return stall
 
     def settle(self) -> None:
         """A commit that is written by now counts."""

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.curriculum import Promotion, Stage
+from trainer.goodput import goodput
 from trainer.instruments import RunInstruments, pulse
 from trainer.meter import Meter
+from trainer.metrics import LOSSES
 
 STAGES = [
     Stage("short", 5, 32, 32, 256, Promotion(max_steps=4)),
@@ -123,3 +125,11 @@ def test_a_pulse_is_the_ranks_own() -> None:
     sent = {"rank_step_seconds": 1.0, "rank_forward_seconds": 0.25, "rank_data_wait_seconds": 0.0, "rank_memory_bytes": 5}
     pulse(meter, {"kind": "rank", "rank": 3, **sent})
     assert {(name, labels): number for name, labels, number in meter.series()} == {(name, ("3",)): float(x) for name, x in sent.items()}
+
+
+def test_the_goodput_and_every_cause_of_lost_time_are_told() -> None:
+    run, _ = instruments()
+    run.goodput(goodput([{"time": 0.0, "event": "start"}, {"time": 1.0, "event": "layout", "step": 0}], [], until=4.0))
+    assert value(run, "goodput_ratio") == 0.0
+    assert (value(run, "lost_seconds", "start"), value(run, "lost_seconds", "other")) == (1.0, 3.0)
+    assert {labels[0] for name, labels, _ in run.meter.series() if name == "lost_seconds"} == set(LOSSES)

@@ -49,7 +49,8 @@ STORY: list[tuple[str, dict[str, Any]]] = [
     ("evaluation", {"stage": "a", "step": 4, "held_out_loss": 0.25}),
     ("commit", {"step": 4}),
     ("promotion", {"stage": "a", "step": 4, "reason": "max_steps 4"}),
-    ("readiness", {"stage": "b", "ratio": 0.5}),
+    ("data", {"dataset": "d", "pending": 6, "sources": {"total": 2}}),
+    ("data", {"dataset": "d", "pending": 4, "sources": {"total": 4}}),
 ]
 
 

@@ -17,7 +17,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.write_video import write_mp4
 from model.sampling import SamplingConfig
-from trainer.commands.options import Options, add_sampling, sampling_of
+from trainer.commands.options import Options
+from trainer.commands.sampling_options import add_sampling, sampling_of
 from trainer.inspection.continuation import continued
 from trainer.inspection.evaluation import page, vbench
 from trainer.inspection.evaluation.clips import MEASURES, HeldOut, curves, generated, held_out, known, measured, summary

@@ -18,7 +18,8 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from data_pipeline.write_video import open_mp4
 from model.sampling import SamplingConfig
-from trainer.commands.options import Options, add_sampling, sampling_of, size
+from trainer.commands.options import Options, size
+from trainer.commands.sampling_options import add_sampling, sampling_of
 from trainer.inspection.continuation import Watch, continued
 from trainer.inspection.explain import explanation
 from trainer.inspection.sheet import Row, contact_sheet

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data_pipeline.write_video import write_mp4
 from model.sampling import SamplingConfig, constant_guidance
-from trainer.commands.options import sampling_of
 from trainer.commands.sample import parser
+from trainer.commands.sampling_options import sampling_of
 from trainer.inspection.explain import frame_maps, unit_of_frames
 from trainer.inspection.start import fitting_size, frames_for
 from trainer.main import main
