@@ -4,6 +4,7 @@ it goes on from what it finds there. attach.py starts it and follows it; what it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -15,12 +16,12 @@ from typing import Any
 import ray
 
 from cluster import dataset as datasets
-from cluster import run_folder, summary
-from cluster.checks import check_samples
-from cluster.encode import Progress
+from cluster import run_folder
+from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang
 from cluster.progress import Board
-from cluster.run import Run, RunFailed, Stopped
+from cluster.readiness import Feed
+from cluster.run import Run, RunFailed
 from data_pipeline.errors import UserError
 from trainer import events, weights
 from trainer.config import RunConfig
@@ -135,7 +136,7 @@ class Controller:
         ray.kill(self._itself, no_restart=True)
 
     def _train(self) -> None:
-        """The whole job. Seats warm up while the videos are encoded."""
+        """The whole job. Seats warm up while the first videos are encoded."""
         config, board = self._config, self._board
         workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
         died = last_word(config.run_folder)  # where this one is in the place of another
@@ -143,36 +144,20 @@ class Controller:
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
         instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
 
-        def on_progress(progress: Progress) -> None:
-            self._check()
-            board.encoding(progress)
-            instruments.encoding(progress.done, progress.total, progress.clips)
-
         with serving(instruments.meter, config.metrics.host, config.metrics.port):
             gpus = {"GPU": config.cluster.gpus_per_worker} if config.cluster.gpus_per_worker else {}
             gang = Gang(preload(config), {"CPU": cpus} | gpus, cpus, config.cluster.most)
-            try:
-                job = datasets.find(config, datasets.encode_spec(config))
+            with contextlib.ExitStack() as closing:
+                closing.callback(gang.close)
+                jobs = datasets.find_all(config)
+                job = next(iter(jobs.values()))
                 board.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
-                dataset, reused = datasets.prepare(job, workers * cpus, on_progress)
-                instruments.dataset(*summary.dataset_counts(dataset))
-                for line in summary.dataset_lines(job, dataset, reused):
-                    board.say(line)
-                check_samples(config, dataset)
-                run_folder.keep_config(config)
-                events.record(
-                    run,
-                    "start",
-                    **({"happened": died} if self._restarted else {}),
-                    dataset=dataset.id,
-                    data_folder=str(dataset.folder),
-                    sources=asdict(dataset.manifest.sources),
-                    reused=reused,
-                )
+                feed = closing.enter_context(contextlib.closing(Feed(config, jobs, workers * cpus).start()))
+                data = Feeding(feed, run, workers * cpus, board, instruments, self._check)
+                training = Run(config, run, number, data, gang, board, instruments, self._check)
+                training.begin(**({"happened": died} if self._restarted else {}))
                 if self._order.matched:
                     for line in weights.summary(self._order.matched, config.train.init):
                         board.say(line)
                     events.record(run, "initial", **vars(config.train.init), **vars(self._order.matched))
-                Run(config, run, number, dataset, gang, board, instruments, self._check).to_the_end()
-            finally:
-                gang.close()
+                training.to_the_end()

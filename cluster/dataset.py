@@ -1,6 +1,6 @@
-"""From the recipe's videos to a finished data set: reused when its fingerprint is there, completed when it was interrupted.
+"""From the recipe's videos to its data sets, one per tokenizer: reused when the fingerprint is there, completed when interrupted.
 
-Called by the controller; the work itself is data_pipeline's, spread over Ray by encode.py.
+Called by the commands and by readiness.py; the work itself is data_pipeline's, spread over Ray by encode.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from data_pipeline.codecs import Codecs, choose_codecs
 from data_pipeline.encode import Chunk, plan_chunks, sample_for_fit
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import check_buckets
+from data_pipeline.living import advance
 from data_pipeline.loader import TOKENIZER_FILE, TOKENIZER_FOLDER, Dataset, open_dataset
-from data_pipeline.records import ChunkRecord
+from data_pipeline.manifest import Manifest
+from data_pipeline.records import ChunkRecord, require_clips
 from data_pipeline.sources import Source, SourceList, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location, S3Path
@@ -30,6 +32,8 @@ from data_pipeline.tokenizers import VideoTokenizer, tokenizer_fingerprint
 from data_pipeline.tokenizers.description import Description
 from data_pipeline.tokenizers.linear import LinearTokenizer
 from trainer.config import RunConfig
+from trainer.curriculum import Latents
+from trainer.sizing import all_latents, latents_of
 
 Encode = Callable[[Sequence[Chunk], EncodeSpec, Location, Location, int | None, Callable[[Progress], None]], list[ChunkRecord]]
 
@@ -46,10 +50,13 @@ class EncodeJob:
     codecs: Codecs
 
 
-def encode_spec(config: RunConfig) -> EncodeSpec:
-    """What the recipe asks of the encoder: one bucket per distinct shape of its stages. Raises UserError naming the key."""
-    codecs = chosen_codecs(config)
-    shapes = {(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (stage, *stage.mix)}
+def encode_spec(config: RunConfig, latents: Latents | None = None) -> EncodeSpec:
+    """What the recipe asks of the encoder for the stages of these latents (none: of the first stage's): one bucket per distinct
+    shape. Raises UserError naming the key."""
+    latents = latents or all_latents(config)[0]
+    codecs = chosen_codecs(config, latents)
+    stages = [stage for stage in config.curriculum.stages if latents_of(config, stage) == latents]
+    shapes = {(part.frames, part.height, part.width) for stage in stages for part in (stage, *stage.mix)}
     data = config.data
     try:
         return EncodeSpec(
@@ -71,14 +78,14 @@ def encode_spec(config: RunConfig) -> EncodeSpec:
         raise UserError(f"data and curriculum.stages do not fit: {error}") from None
 
 
-def chosen_codecs(config: RunConfig) -> Codecs:
+def chosen_codecs(config: RunConfig, latents: Latents) -> Codecs:
     """The tokenizer and the text encoder that the recipe names. Raises UserError naming the key."""
     data = config.data
     return choose_codecs(
-        data.tokenizer,
+        latents.tokenizer,
         data.text,
         channels=data.latent_channels,
-        stride=data.stride,
+        stride=latents.stride,
         text_width=data.text_width,
         text_tokens=data.text_tokens,
         template=data.text_template,
@@ -88,15 +95,29 @@ def chosen_codecs(config: RunConfig) -> Codecs:
 
 
 def find(config: RunConfig, spec: EncodeSpec) -> EncodeJob:
-    """List the videos, after drawing the synthetic ones if the recipe names no folder. Raises UserError naming the key or file."""
+    """The data set of the first stage. Raises UserError as find_all does."""
+    return job_of(config, *listed(config), spec, all_latents(config)[0])
+
+
+def find_all(config: RunConfig) -> dict[Latents, EncodeJob]:
+    """Every data set of the recipe, in the order in which its stages need them. Raises UserError naming the key or file."""
+    specs, found = {latents: encode_spec(config, latents) for latents in all_latents(config)}, listed(config)
+    return {latents: job_of(config, *found, spec, latents) for latents, spec in specs.items()}
+
+
+def listed(config: RunConfig) -> tuple[SourceList, str, str]:
+    """(the videos, where they are, what to call them), after drawing the synthetic ones if the recipe names no folder."""
     videos, captions, name = config.data.videos, config.data.captions, "synthetic"
     if videos is None:
         folder = draw_synthetic(config)
         videos, captions = str(folder), str(folder / "captions.csv")
     else:
         name = re.sub(r"[^\w.-]+", "-", Path(videos).resolve().stem)  # a glob has letters that a folder should not
-    sources = list_sources(videos, captions, config.data.images)
-    codecs = chosen_codecs(config)
+    return list_sources(videos, captions, config.data.images), videos, name
+
+
+def job_of(config: RunConfig, sources: SourceList, videos: str, name: str, spec: EncodeSpec, latents: Latents) -> EncodeJob:
+    codecs = chosen_codecs(config, latents)
     fingerprint = manifest.dataset_fingerprint(sources.sources, spec, codecs.fingerprints)
     return EncodeJob(sources, spec, fingerprint, config.data_root / f"{name}-{fingerprint[:12]}", videos, codecs)
 
@@ -124,8 +145,21 @@ def prepare(
     The caller says how many CPUs are the job's: the actors reserve none. What an interrupted call left behind is completed.
     Raises UserError when no training data comes of the videos, or when the folder cannot be written.
     """
-    if storage.size(job.folder / manifest.FILE) is not None:
-        return open_dataset(job.folder), True
+    newest = opened(job)
+    if newest and not newest.manifest.pending:
+        return newest, True
+    tokenizer_folder = make_tokenizer(job)
+    records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
+    return write_generation(job, next_manifest(job, newest.manifest if newest else None, records, 0)), False
+
+
+def opened(job: EncodeJob) -> Dataset | None:
+    """The newest generation of the data set, None before the first."""
+    return None if storage.size(job.folder / manifest.FILE) is None else open_dataset(job.folder)
+
+
+def make_tokenizer(job: EncodeJob) -> Location:
+    """The folder of the data set's tokenizer, which is made if it is not there. Raises UserError when a bucket can get no clip."""
     check_buckets(job.sources.sources, job.spec, job.videos)
     tokenizer_folder = job.folder / TOKENIZER_FOLDER
     if storage.size(tokenizer_folder / TOKENIZER_FILE) is None:  # which is written last
@@ -133,12 +167,26 @@ def prepare(
         with writing(job.folder):
             job.codecs.save_text(tokenizer_folder)
             save_tokenizer(tokenizer, tokenizer_folder)
-    records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    fingerprints = {"tokenizer": tokenizer_fingerprint(tokenizer_folder), "text": text_fingerprint(tokenizer_folder, job.spec)}
-    made = manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, **fingerprints)
+    return tokenizer_folder
+
+
+def next_manifest(job: EncodeJob, old: Manifest | None, records: Sequence[ChunkRecord], pending: int) -> Manifest:
+    """The next generation of the data set, or its first, with the chunks of `records`; `pending` sources are still to come. Raises
+    UserError when none are and a bucket has got no clip."""
+    if old:
+        if not pending:
+            require_clips(manifest.train_sources(records), list(old.buckets), job.videos)
+        return advance(old, records, pending)
+    folder = job.folder / TOKENIZER_FOLDER
+    fingerprints = {"tokenizer": tokenizer_fingerprint(folder), "text": text_fingerprint(folder, job.spec)}
+    return manifest.build(records, job.spec, job.videos, fingerprint=job.fingerprint, pending=pending, **fingerprints)
+
+
+def write_generation(job: EncodeJob, made: Manifest) -> Dataset:
+    """Make it the newest one."""
     with writing(job.folder):
         manifest.write(made, job.folder)
-    return open_dataset(job.folder), False
+    return open_dataset(job.folder)
 
 
 def fit_tokenizer(sources: Sequence[Source], job: EncodeJob) -> LinearTokenizer:

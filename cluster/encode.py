@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Progress:
     queues: Queues = field(default_factory=Queues)
     sizes: Sizes = field(default_factory=lambda: Sizes(0, 0))
     bottleneck: str = "none"
+    records: Mapping[int, ChunkRecord] = field(default_factory=dict, compare=False, repr=False)  # of the finished chunks
 
     @property
     def rate(self) -> float:
@@ -68,15 +69,17 @@ def encode_dataset(
     spec: EncodeSpec,
     tokenizer_folder: Location,
     folder: Location,
-    workers: int | None,
+    workers: int | Callable[[], int] | None,
     on_progress: Callable[[Progress], None],
     gpus: int = 0,
+    draining: Callable[[], bool] | None = None,
 ) -> list[ChunkRecord]:
     """Encode `chunks` into `folder`; returns their records in the order of the chunks.
 
-    `workers` is the number of CPUs that the caller has to give (actors reserve none); None follows the cluster as it grows
-    and shrinks. With `gpus` each encoder reserves one. Paths must be visible to every node. Chunks that are finished already
-    cost nothing. SIGTERM finishes the chunks that were begun, for DRAIN_SECONDS at most, and leaves by SystemExit.
+    `workers` is the number of CPUs that the caller has to give (actors reserve none), which may be asked for again and again;
+    None follows the cluster as it grows and shrinks. With `gpus` each encoder reserves one. Paths must be visible to every node.
+    Chunks that are finished already cost nothing. While `draining`, only chunks that were begun are finished, and the others are
+    left out. Without it SIGTERM does so, for DRAIN_SECONDS at most, and leaves by SystemExit.
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
     tokenizer cannot be loaded; StorageError or OSError at once when nothing can be written any more.
     """
@@ -92,17 +95,17 @@ def encode_dataset(
             todo,
             lambda: decoder.remote(spec, folder),
             lambda: encoder.remote(spec, tokenizer_folder),
-            lambda: limits_of(workers or int(ray.cluster_resources().get("CPU", 1)), gpus),
+            lambda: limits_of((workers() if callable(workers) else workers) or int(ray.cluster_resources().get("CPU", 1)), gpus),
             is_hopeless,
         )
-        with _drain_on_sigterm() as drain:
+        with nullcontext(draining) if draining else _drain_on_sigterm() as drain:
             pool.run(tell, drain)
         records |= pool.records
         if pool.failures:
             raise IncompleteError({chunks[index].name: reason for index, reason in sorted(pool.failures.items())})
     else:
         on_progress(tell.progress())
-    return [records[index] for index in range(len(chunks))]
+    return [records[index] for index in range(len(chunks)) if index in records]
 
 
 def is_hopeless(error: BaseException) -> bool:
@@ -125,10 +128,11 @@ class _Teller:
         clips = sum(record.clips for record in self._found.values())
         seconds, total = time.monotonic() - self._started, sum(self._sizes)
         if state is None:
-            return Progress(found, total, clips, seconds, found)
+            return Progress(found, total, clips, seconds, found, records=self._found)
         done = found + sum(self._sizes[index] for index in (*state.records, *state.failures))
         clips += sum(record.clips for record in state.records.values())
-        return Progress(done, total, clips, seconds, found, state.queues, state.sizes, state.bottleneck)
+        records = {**self._found, **state.records}
+        return Progress(done, total, clips, seconds, found, state.queues, state.sizes, state.bottleneck, records)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ The pool calls them; what they do is data_pipeline's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import Location
 from data_pipeline.text import load_text
+
+NICE = 19  # encoding takes what trainers on the same machine leave over
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Decoder:
     """A CPU actor. It holds the source it is at: what is not asked for stays with it, and that is what bounds the queue."""
 
     def __init__(self, spec: EncodeSpec, folder: Location) -> None:
+        os.nice(NICE)
         self._spec, self._folder = spec, folder
         self._pieces: Generator[Piece, None, SourceRecord] | None = None
         self._next: Piece | SourceRecord | None = None
@@ -67,6 +71,7 @@ class Encoder:
     """A GPU or CPU actor without state: any of them can take over from any other."""
 
     def __init__(self, spec: EncodeSpec, tokenizer_folder: Location) -> None:
+        os.nice(NICE)
         self._spec = spec
         self._tokenizer = tokenizer_at(tokenizer_folder)
         self._text = load_text(tokenizer_folder, spec)

@@ -1,4 +1,4 @@
-"""The `encode` command: a recipe's videos to a finished data set, and nothing else. Takes the recipe's keys, as `train` does.
+"""The `encode` command: a recipe's videos to finished data sets, and nothing else. Takes the recipe's keys, as `train` does.
 Started again it goes on where it was."""
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     config, terminal = configs.load(arguments), Terminal()
     if not isinstance(config.data_root, S3Path):
         check_writable(config.data_root, "data.root")
-    job = datasets.find(config, datasets.encode_spec(config))
+    jobs = datasets.find_all(config)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
     address = config.cluster.address or environment.get("RAY_ADDRESS") or ("auto" if inside_job else None)
     workers = config.cluster.workers * config.cluster.cpus_per_worker
     try:
         with session.connect(address, workers) as ray_session:
-            terminal.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
-            dataset, reused = datasets.prepare(job, workers if ray_session.private else None, terminal.encoding)
-            for line in summary.dataset_lines(job, dataset, reused):
-                terminal.say(line)
+            for job in jobs.values():
+                terminal.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
+                dataset, reused = datasets.prepare(job, workers if ray_session.private else None, terminal.encoding)
+                for line in summary.dataset_lines(job, dataset, reused):
+                    terminal.say(line)
     finally:
         terminal.end()
     return 0

@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster import failures, generation, health, replan, summary
+from cluster import failures, generation, health, replan, run_folder, summary
+from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang, Held
 from cluster.pace import Pace
 from cluster.progress import Board, TrainingLine
-from data_pipeline.loader import Dataset
 from trainer import config as configs
 from trainer import events, lease
 from trainer.checkpoint.commit import Commit, check_ids, resume_point
@@ -38,10 +39,6 @@ class RunFailed(Exception):
     """The run cannot go on by itself; says why and where to look."""
 
 
-class Stopped(Exception):
-    """Somebody asked the run to stop."""
-
-
 class Run:
     """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop."""
 
@@ -50,13 +47,13 @@ class Run:
         config: RunConfig,
         folder: Path,
         number: int,
-        dataset: Dataset,
+        data: Feeding,
         gang: Gang,
         board: Board,
         instruments: RunInstruments,
         check: Callable[[], None],
     ) -> None:
-        self.config, self.folder, self.dataset, self.gang, self.board = config, folder, dataset, gang, board
+        self.config, self.folder, self.data, self.gang, self.board = config, folder, data, gang, board
         self.instruments, self.check = instruments, check
         self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
         self.line = TrainingLine(config.curriculum.stages)
@@ -70,14 +67,26 @@ class Run:
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
+    def begin(self, **fields: Any) -> None:
+        """Wait until the stage that the run stands in has data enough, and write down that it begins; `fields` are said with it."""
+        found = resume_point(self.folder, self.is_sound).commit
+        last = len(self.config.curriculum.stages) - 1
+        self.dataset = self.data.dataset(min(found.state.stage, last) if found else 0)
+        run_folder.keep_config(self.config)
+        place = {"dataset": self.dataset.origin, "data_folder": str(self.dataset.folder), "reused": self.data.feed.told is None}
+        events.record(self.folder, "start", **fields, **place, sources=asdict(self.dataset.manifest.sources))
+
     def to_the_end(self) -> None:
         """All stages, then the samples and the report. Raises Stopped, RunFailed, UserError."""
         stages = self.config.curriculum.stages
         while (state := self.state()).stage < len(stages):
+            self.dataset = self.data.dataset(state.stage)
             self.attempt(stages[state.stage], state)
+        self.data.share(0)
         shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
         if not shown.finished:
             raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
+        self.data.rest()
         events.record(self.folder, "finish", step=self.state().step)
         report.write(self.folder)
         for line in summary.run_lines(self.folder, shown.messages[0] or {}):
@@ -93,7 +102,7 @@ class Run:
         self.passed_over |= {folder for folder, _ in point.passed_over}
         found = point.commit
         if found:
-            check_ids(found, self.dataset.id, configs.recipe_hash(self.config))
+            check_ids(found, self.data.origins, configs.recipe_hash(self.config))
         return found
 
     def state(self) -> RunState:
@@ -108,7 +117,7 @@ class Run:
         while self.state().stage == index:
             self.stage_step = self.state().stage_step
             fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, stage, self.config.cluster.cpus_per_worker)
+            outcome = self.generation(TRAINER, stage.at(self.stage_step), self.config.cluster.cpus_per_worker)
             if outcome.finished:
                 continue
             step = self.state().step
@@ -161,6 +170,7 @@ class Run:
         events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
         self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
         self.pace.generation(at_once)
+        self.data.share(self.world * threads)
         outcome = generation.run(
             [held.seat for held in used],
             target,
@@ -218,8 +228,9 @@ class Run:
         return self.wish
 
     def look(self) -> None:
-        """Take in what has become of nodes and seats, and tell it. Raises Stopped."""
+        """Take in what has become of nodes, seats and data, and tell it. Raises Stopped, and what encoding has failed with."""
         self.check()
+        self.data.look()
         self.gang.refresh()
         for node, state in self.gang.news():
             events.record(self.folder, "node", node=node, state=state)
@@ -230,7 +241,7 @@ class Run:
         """When to end this generation for one on more seats, None for not at all."""
         possible, self.ending = self.usable(stage, len(self.gang.ready)), "grow"
         decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
-        if (decision.choice, possible) != self.decided:
+        if possible > self.world and (decision.choice, possible) != self.decided:
             self.decided = (decision.choice, possible)
             fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
             events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)

@@ -31,6 +31,7 @@ from trainer import events, lease, weights
 from trainer.checkpoint.commit import check_ids, resume_point
 from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState
+from trainer.sizing import latents_of
 
 PATIENCE = timedelta(days=2)  # of the other ranks while rank 0 encodes the videos
 
@@ -80,7 +81,7 @@ def command(config: RunConfig, environment: dict[str, str]) -> int:
         return 2  # rank 0 says why
     folder, line = Path(found["run"]), TrainingLine(config.curriculum.stages)
     for number in count():
-        plan = world.tell(f"generation {number}", lambda: next_generation(config, folder, found["id"]))
+        plan = world.tell(f"generation {number}", lambda: next_generation(config, folder, found))
         if plan is None:
             break
         train_stage(config, world, found | plan, terminal, line)
@@ -89,25 +90,27 @@ def command(config: RunConfig, environment: dict[str, str]) -> int:
     return 0
 
 
-def prepare(config: RunConfig, terminal: Terminal) -> dict[str, str]:
+def prepare(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
     """Everything that one process does for all: refuse what cannot be, encode the videos if needed, take the run's folder."""
     run_folder.check(config, inside_job=False)
     run_folder.check_free(config.run_folder)
-    spec = datasets.encode_spec(config)
-    check_stages(config, spec)
-    matched = check_initial(config, spec)
-    job = datasets.find(config, spec)
-    dataset, reused = datasets.prepare(job, 1, terminal.encoding, encode_here)
-    for text in summary.dataset_lines(job, dataset, reused):
-        terminal.say(text)
-    check_samples(config, dataset)
+    check_stages(config)
+    matched = check_initial(config, datasets.encode_spec(config))
+    prepared = {}
+    for latents, job in datasets.find_all(config).items():
+        dataset, reused = datasets.prepare(job, 1, terminal.encoding, encode_here)
+        for text in summary.dataset_lines(job, dataset, reused):
+            terminal.say(text)
+        check_samples([stage for stage in config.curriculum.stages if latents_of(config, stage) == latents], dataset.manifest)
+        prepared[latents] = dataset
     run = run_folder.take(config)[0]
     run_folder.keep_config(config)
     if matched:
         for text in weights.summary(matched, config.train.init):
             terminal.say(text)
         events.record(run, "initial", **vars(config.train.init), **vars(matched))
-    return {"run": str(run), "dataset": str(dataset.folder), "id": dataset.id}
+    used = [prepared[latents_of(config, stage)] for stage in config.curriculum.stages]
+    return {"run": str(run), "datasets": [str(dataset.folder) for dataset in used], "origins": [dataset.origin for dataset in used]}
 
 
 def encode_here(
@@ -123,17 +126,17 @@ def encode_here(
     return [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in chunks]
 
 
-def next_generation(config: RunConfig, folder: Path, dataset: str) -> dict[str, Any] | None:
-    """The next stage's generation: its number and the commit it starts from; None when all stages are done."""
+def next_generation(config: RunConfig, folder: Path, prepared: dict[str, Any]) -> dict[str, Any] | None:
+    """The next stage's generation: its number, its data set and the commit it starts from; None when all stages are done."""
     found = resume_point(folder).commit
     if found:
-        check_ids(found, dataset, recipe_hash(config))
+        check_ids(found, prepared["origins"], recipe_hash(config))
     state = found.state if found else RunState()
     if state.stage == len(config.curriculum.stages):
         return None
     number = lease.draw(folder)
     events.record(folder, "generation", generation=number, world=config.cluster.workers, target="torchrun")
-    return {"generation": number, "commit": str(found.folder) if found else None}
+    return {"generation": number, "commit": str(found.folder) if found else None, "dataset": prepared["datasets"][state.stage]}
 
 
 def train_stage(config: RunConfig, world: World, found: dict[str, Any], terminal: Terminal, line: TrainingLine) -> None:
@@ -164,6 +167,7 @@ def show(config: RunConfig, found: dict[str, Any], terminal: Terminal) -> None:
     assert commit is not None, "every stage ends with a commit"
     messages: list[dict[str, Any]] = []
     asked = {"config": config.model_dump(mode="json"), "commit": str(commit.folder), "threads": config.cluster.cpus_per_worker}
+    asked["dataset"] = found["datasets"][-1]
     showcase.run(found | asked, messages.append, None)
     events.record(folder, "finish", step=commit.state.step)
     report.write(folder)

@@ -51,10 +51,9 @@ def attached(config: RunConfig, terminal: Terminal) -> End | None:
 def started(config: RunConfig, changed: Sequence[Change], address: str | None, terminal: Terminal) -> End:
     """The end of the run, from its controller's start on, unless it lives already in the Ray that is joined. changed: since it was last
     started."""
-    spec = datasets.encode_spec(config)
-    check_stages(config, spec)
-    matched = check_initial(config, spec)
-    datasets.find(config, spec)
+    check_stages(config)
+    matched = check_initial(config, datasets.encode_spec(config))
+    datasets.find_all(config)
     with session.connect(address, config.cluster.workers * config.cluster.cpus_per_worker) as ray_session:
         if actor := attach.find(config):
             return watched(actor, terminal)
@@ -74,6 +73,7 @@ def watched(actor: ActorHandle, terminal: Terminal) -> End:
     try:
         return attach.follow(actor, terminal)
     except (KeyboardInterrupt, SystemExit):
+        session.forgive_sigterm()
         terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
         return End(0)
 
@@ -83,6 +83,7 @@ def steered(actor: ActorHandle, terminal: Terminal, private: bool) -> End:
     try:
         return attach.follow(actor, terminal)
     except BaseException:
+        session.forgive_sigterm()
         try:
             ray.get(actor.stop.remote())
         except RayActorError:

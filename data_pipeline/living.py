@@ -1,4 +1,4 @@
-"""Changes to a finished data set, each a new generation of its manifest: add sources, remove some, give others new captions.
+"""Changes to a data set, each a new generation of its manifest: what was encoded since, added or removed sources, new captions.
 No latent is encoded twice and no shard is rewritten, so what trains on an older generation is not disturbed. Callers encode
 the chunks that plan_growth gives as they do all others; this module knows no Ray."""
 
@@ -60,14 +60,22 @@ def plan_growth(sources: Sequence[Source], old: Manifest, records: Sequence[Chun
 
 
 def grow(old: Manifest, records: Sequence[ChunkRecord]) -> Manifest:
-    """The next generation, with the shards of all `records`; statistics stay those of the first. Raises UserError without new ones."""
+    """The next generation, with the shards of all `records`. Raises UserError without new ones."""
+    made = advance(old, records)
+    if made.buckets == old.buckets:
+        raise UserError("nothing to add: the data set has all of these videos, or none of them gave a clip")
+    return made
+
+
+def advance(old: Manifest, records: Sequence[ChunkRecord], pending: int = 0) -> Manifest:
+    """The next generation, with the shards of all `records`, while `pending` sources are still to come; statistics stay those of
+    the first."""
     chunks = sorted(records, key=lambda record: (record.split, record.index))
     buckets = {bucket: {split: manifests.shards(chunks, split, bucket) for split in splits} for bucket, splits in old.buckets.items()}
-    if buckets == old.buckets:
-        raise UserError("nothing to add: the data set has all of these videos, or none of them gave a clip")
     outcomes = [source for chunk in chunks for source in chunk.sources]
     exclusions = merge(old.exclusions, manifests.exclude_duplicates(chunks, old.spec))
-    return replace(old, buckets=buckets, sources=manifests.summary(outcomes), exclusions=exclusions, generation=old.generation + 1)
+    made = replace(old, buckets=buckets, sources=manifests.summary(outcomes), exclusions=exclusions)
+    return replace(made, generation=old.generation + 1, pending=pending)
 
 
 def choose(ids: Iterable[str] = (), caption: str | None = None, licence: str | None = None) -> Chosen:

@@ -15,12 +15,13 @@ import numpy as np
 from data_pipeline import manifest as manifests
 from data_pipeline import storage
 from data_pipeline.buckets import Bucket, latent_shape
+from data_pipeline.epochs import Epochs
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import EpochOrder, Mixture, wrap
+from data_pipeline.order import EpochOrder, Mixture
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_reader import ShardReader
-from data_pipeline.shards import shard_path, source_of, unpack
+from data_pipeline.shards import ShardEntry, shard_path, source_of, unpack
 from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
@@ -40,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished data set, on a disk or in S3. With a cache, shards from S3 are fetched ahead of their reading."""
+    """A data set, on a disk or in S3, in one of its generations. With a cache, shards from S3 are fetched ahead of their reading."""
 
     folder: Location
     manifest: Manifest
@@ -54,6 +55,15 @@ class Dataset:
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise UserError(f"{self.folder / TOKENIZER_FOLDER} is another data set's tokenizer: encode the data set again")
         return tokenizer
+
+    @cached_property
+    def origin(self) -> str:
+        """The id of its first generation, whose tokenizer and statistics all later ones keep: what training on it amounts to."""
+        return manifests.dataset_id(self.folder, 0)
+
+    def at(self, generation: int) -> "Dataset":
+        """The same data set as it was, or is by now, in a generation."""
+        return self if generation == self.manifest.generation else open_dataset(self.folder, self.cache, generation)
 
     @property
     def latent_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +85,12 @@ class Dataset:
         place = self.new_captions.get(source_of(key)) if self.new_captions else None
         return None if place is None else place[0].text(place[1])
 
-    def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
-        """The samples of one bucket ("17x96x96") and split ("train" or "held_out"), in the order of `seed`."""
+    def split(self, bucket: str, split: str, seed: int, epochs: Epochs | None = None) -> "SampleSet":
+        """The samples of one bucket ("17x96x96") and split ("train" or "held_out"), in the order of `seed`. `epochs` says which
+        generation each epoch reads; without it, all read this one."""
         if bucket not in self.manifest.buckets:
             raise UserError(f"data set {self.folder} has no bucket {bucket}; it has {', '.join(self.manifest.buckets)}")
-        return SampleSet(self, bucket, split, seed)
+        return SampleSet(self, bucket, split, seed, epochs)
 
     def normalise(self, latents: np.ndarray) -> np.ndarray:
         """Raw latents [..., T, h, w, C] -> what batches hold."""
@@ -93,38 +104,59 @@ class Dataset:
         return self.tokenizer.decode(np.moveaxis(self.denormalise(latents), -1, -3))
 
 
-class SampleSet:
-    """An endless stream of samples: positions 0 .. len - 1 are the first epoch, and so on; `len` may be 0."""
+@dataclass(frozen=True)
+class Rows:
+    """What a generation of a data set has of one bucket and split: shards, and the rows of each that are to be read."""
 
-    def __init__(self, dataset: Dataset, bucket: str, split: str, seed: int) -> None:
+    dataset: Dataset
+    shards: tuple[ShardEntry, ...]
+    rows: tuple[Sequence[int], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(map(len, self.rows))
+
+
+class SampleSet:
+    """An endless stream of samples, epoch after epoch; `len`, which may be 0, is the number of samples in the data set at hand.
+
+    epochs: which generation each epoch reads; may be replaced by one in which more epochs are decided.
+    """
+
+    def __init__(self, dataset: Dataset, bucket: str, split: str, seed: int, epochs: Epochs | None = None) -> None:
         self.bucket = Bucket.parse(bucket)
-        self._dataset = dataset
-        self._shards = dataset.manifest.buckets[bucket][split]
-        self._rows = [dataset.manifest.rows(shard) for shard in self._shards]
-        counts = tuple(map(len, self._rows))
-        self._length = sum(counts)
-        self._order = lru_cache(maxsize=2)(lambda epoch: EpochOrder(counts, seed, bucket, epoch))
+        self._dataset, self._split, self._seed = dataset, split, seed
+        self._rows = lru_cache(maxsize=4)(self._rows_of)
+        self._length = sum(self._rows(dataset.manifest.generation).counts)
+        own = Epochs().then(dataset.manifest.generation, self._length, last=True) if self._length else Epochs()
+        self.epochs = own if epochs is None else epochs
+        self._order = lru_cache(maxsize=2)(self._order_of)
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._ahead: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self._length
 
+    def epoch_of(self, position: int) -> tuple[int, int]:
+        """(epoch, index inside it) of a global position. Raises ValueError when that epoch is not decided yet."""
+        place = self.epochs.place(position)
+        return place.epoch, place.index
+
     def sample_key(self, position: int) -> str:
         """The key of the sample at a global position: "<source id>-<clip number>"."""
-        shard, row = self._place(position)
-        return self._reader(shard).key(row)
+        _, entry, row = self._place(position)
+        return self._reader(entry).key(row)
 
     def meta(self, position: int) -> dict[str, Any]:
         """What the shard tells about the sample at a global position: caption, source, fps, filter values and so on."""
-        shard, row = self._place(position)
-        return self._reader(shard).meta(row)
+        _, entry, row = self._place(position)
+        return self._reader(entry).meta(row)
 
     def caption(self, position: int) -> str:
         """The caption of the sample at a global position."""
-        shard, row = self._place(position)
-        reader = self._reader(shard)
-        reader, row = self._dataset.new_captions.get(source_of(reader.key(row)), (reader, row))
+        dataset, entry, row = self._place(position)
+        reader = self._reader(entry)
+        reader, row = dataset.new_captions.get(source_of(reader.key(row)), (reader, row))
         return str(reader.meta(row)["caption"])
 
     def fetch(self, positions: Sequence[int]) -> Batch:
@@ -136,35 +168,42 @@ class SampleSet:
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
         mean, factor = manifests.normalisation(frames, self._dataset.manifest.statistics)
-        by_shard: dict[int, list[int]] = {}
-        for item, (shard, _) in enumerate(places):
-            by_shard.setdefault(shard, []).append(item)
-        for shard, items in by_shard.items():
-            for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
+        by_shard: dict[ShardEntry, list[int]] = {}
+        for item, (_, entry, _) in enumerate(places):
+            by_shard.setdefault(entry, []).append(item)
+        for entry, items in by_shard.items():
+            for item, parts in zip(items, self._reader(entry).read([places[item][2] for item in items]), strict=True):
                 raw = unpack(parts["latent"])  # as manifests.normalise computes, but in place and along the rows of memory
                 raw -= mean
                 raw *= factor
                 latents[item] = np.moveaxis(raw, 1, -1)
-                vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
+                vectors = places[item][0].new_vectors(self._reader(entry).key(places[item][2]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)
                 text[item, : len(vectors)] = vectors
-        keys = tuple(self._reader(shard).key(row) for shard, row in places)
+        keys = tuple(self._reader(entry).key(row) for _, entry, row in places)
         return Batch(latents, text, lengths, keys)
 
-    def _place(self, position: int) -> tuple[int, int]:
-        """(shard, row) of a global position; what comes next is asked for."""
-        epoch, index = wrap(position, self._length)
-        order = self._order(epoch)
-        if self._dataset.cache and (ahead := order.shards_ahead(index)) != self._ahead:
+    def _place(self, position: int) -> tuple[Dataset, ShardEntry, int]:
+        """(the generation that is read, shard, row) of a global position; what comes next is asked for."""
+        place = self.epochs.place(position)
+        there, order = self._rows(place.generation), self._order(place.generation, place.epoch)
+        if self._dataset.cache and (ahead := order.shards_ahead(place.index)) != self._ahead:
             self._ahead = ahead
             for shard in ahead:
-                self._dataset.cache.prefetch(shard_path(self._dataset.folder, self._shards[shard]), self._shards[shard])
-        shard, row = order[index]
-        return shard, self._rows[shard][row]
+                self._dataset.cache.prefetch(shard_path(self._dataset.folder, there.shards[shard]), there.shards[shard])
+        shard, row = order[place.index]
+        return there.dataset, there.shards[shard], there.rows[shard][row]
 
-    def _open(self, shard: int) -> ShardReader:
-        entry = self._shards[shard]
+    def _rows_of(self, generation: int) -> Rows:
+        dataset = self._dataset.at(generation)
+        shards = dataset.manifest.buckets[self.bucket.id][self._split]
+        return Rows(dataset, shards, tuple(map(dataset.manifest.rows, shards)))
+
+    def _order_of(self, generation: int, epoch: int) -> EpochOrder:
+        return EpochOrder(self._rows(generation).counts, self._seed, self.bucket.id, epoch)
+
+    def _open(self, entry: ShardEntry) -> ShardReader:
         return ShardReader(shard_path(self._dataset.folder, entry), entry, self._dataset.cache)
 
 
@@ -196,7 +235,7 @@ def tokenizer_at(folder: Location) -> VideoTokenizer:
 
 
 def open_dataset(folder: str | Location, cache: ShardCache | None = None, generation: int | None = None) -> Dataset:
-    """The newest generation of a data set, or a given one. Raises UserError when there is no such finished data set in the
+    """The newest generation of a data set, or a given one. Raises UserError when there is no such data set in the
     folder. `cache` serves data sets in S3."""
     folder = storage.location(folder)
     found = manifests.read(folder, generation), manifests.dataset_id(folder, generation)

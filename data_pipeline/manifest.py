@@ -1,5 +1,5 @@
-"""The record of a finished data set: what it was made from, its shards, statistics and outcomes. Built from the chunks'
-records and written last, so that a folder with a manifest is complete; the loader starts from it."""
+"""The record of a data set: what it was made from, its shards, statistics and outcomes. Built from the chunks' records and
+written after them, so that all it names is there; the loader starts from it."""
 
 import hashlib
 import json
@@ -63,7 +63,8 @@ class SourcesSummary:
 class Manifest:
     """See the fields of manifest.json, which are these. `buckets` is {bucket id: {"train" | "held_out": shards}};
     `exclusions` names the rows of shards that are not to be read: {bucket id: {shard name: {reason: rows}}}; `captions` are
-    shards of captions that replace those of the samples, the last of them before the others."""
+    shards of captions that replace those of the samples, the last of them before the others; `pending` sources are still to be
+    encoded: the shards are the first ones, and statistics those of the first that there were."""
 
     fingerprint: str
     spec: EncodeSpec
@@ -77,6 +78,7 @@ class Manifest:
     captions: tuple[ShardEntry, ...] = ()
     schema: int = SCHEMA
     generation: int = 0
+    pending: int = 0
 
     def clips(self, bucket: str, split: str) -> int:
         """How many there are to read."""
@@ -96,15 +98,18 @@ def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec, codecs: Seq
     return fingerprint(inputs, spec.to_json(), list(codecs), versions())
 
 
-def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str) -> Manifest:
-    """Sums up the records of all chunks. Pure; `videos` (the folder) is only for messages.
+def build(
+    records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fingerprint: str, tokenizer: str, text: str, pending: int = 0
+) -> Manifest:
+    """Sums up the records of all chunks, or of the first ones. Pure; `videos` (the folder) is only for messages.
 
-    Raises UserError when no video could be read, or when a bucket has no train clip, with the reasons.
+    Raises UserError when no video could be read, or when a bucket has no train clip and gets none, with the reasons.
     """
     chunks = sorted(records, key=lambda record: (record.split, record.index))
     outcomes = [source for chunk in chunks for source in chunk.sources]
-    train = [source for chunk in chunks if chunk.split == TRAIN for source in chunk.sources]
-    require_clips(train, [bucket.id for bucket in spec.buckets], videos)
+    train = train_sources(chunks)
+    if not pending:
+        require_clips(train, [bucket.id for bucket in spec.buckets], videos)
     buckets = {bucket.id: {split: shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
     sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
     return Manifest(
@@ -117,7 +122,13 @@ def build(records: Iterable[ChunkRecord], spec: EncodeSpec, videos: str, *, fing
         latent_statistics=channel_statistics(sums),
         sources=summary(outcomes),
         exclusions=exclude_duplicates(chunks, spec),
+        pending=pending,
     )
+
+
+def train_sources(chunks: Sequence[ChunkRecord]) -> list[SourceRecord]:
+    """The outcomes of those that are not held out."""
+    return [source for chunk in chunks if chunk.split == TRAIN for source in chunk.sources]
 
 
 def exclude_duplicates(chunks: Sequence[ChunkRecord], spec: EncodeSpec) -> Exclusions:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.loader import SampleSet
-from data_pipeline.order import keyed_generator, wrap
+from data_pipeline.order import keyed_generator
 from model.config import ModelConfig
 from model.heads import Head
 from model.supervision import (
@@ -74,23 +74,26 @@ class MicroBatch:
 
 
 class Draws:
-    """The keyed randomness of one set of samples; what is held out is seen undisturbed and with all conditions told."""
+    """The keyed randomness of one set of samples; what is held out is seen undisturbed and with all conditions told.
+
+    epoch_of: (epoch, index inside it) of a global position.
+    """
 
     def __init__(
         self,
         seed: int,
         shape: Shape,
-        samples: int,
+        epoch_of: Callable[[int], tuple[int, int]],
         config: ModelConfig,
         supervision: Supervision,
         disturbance: Disturbance | None = None,
         purpose: str = "train",
     ) -> None:
-        self.seed, self.shape, self.samples, self.config = seed, shape, samples, config
+        self.seed, self.shape, self.epoch_of, self.config = seed, shape, epoch_of, config
         self.supervision, self.disturbance, self.purpose = supervision, disturbance, purpose
 
     def generator(self, position: int, purpose: str) -> np.random.Generator:
-        epoch, index = wrap(position, self.samples)
+        epoch, index = self.epoch_of(position)
         return keyed_generator(self.seed, self.purpose, self.shape.bucket, epoch, index, purpose)
 
     def target(self, position: int) -> Target:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-OF_A_STEP = ("evaluation", "promotion", "commit", "skip")
+OF_A_STEP = ("evaluation", "promotion", "mixture", "commit", "skip")
 
 
 def record(run: Path, kind: str, durably: bool = False, **fields: Any) -> None:

@@ -48,6 +48,11 @@ def check_lora(untouched: VideoMAR, config: RunConfig) -> None:
     lora_targets(untouched, config.train.lora)
 
 
+def reads_latents(name: str) -> bool:
+    """Whether a parameter is of the input projection, or of the head's latent input or output: with a new tokenizer they begin anew."""
+    return name.startswith(("embed.", "head.network.embed.", "head.network.final."))
+
+
 def initial_model(config: RunConfig, model: ModelConfig, resumed: bool) -> VideoMAR:
     """The same initial weights on every rank of every layout, drawn or read; `resumed`: a commit's are loaded over them."""
     torch.manual_seed(config.seed)

@@ -43,13 +43,13 @@ def run_stage(
 ) -> None:
     """Train until the stage's promotion rule fires; commits on the way and at the end, where the state is already the next stage's.
 
-    Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit. Exits, after
-    a commit, when a rank was told to leave.
+    Ends early with a commit where less is mixed in from then on, and without one when the guard takes the run back: the next
+    generation goes on from the last commit. Exits, after a commit, when a rank was told to leave.
     """
-    rule, committed = task.stage.promotion, state
+    rule, committed, change = task.stage.promotion, state, task.stage.next_change(state.stage_step)
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
-        while (reason := promotion_reason(rule, state)) is None:
+        while (reason := promotion_reason(rule, state, task.bucket)) is None and state.stage_step != change:
             beat.enter("step")
             with trace.step(state.step + 1):
                 state, metrics = train_step(task, engine, state, batches, journal)
@@ -66,12 +66,13 @@ def run_stage(
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
-            if leave.agreed() and promotion_reason(rule, state) is None:
+            ends = state.stage_step == change or promotion_reason(rule, state, task.bucket)
+            if leave.agreed() and not ends:
                 beat.enter("commit")
                 keeper.commit(state, "told to leave", permanent=False)
                 keeper.saver.wait()
                 leave.go()
-            if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
+            if state.step - committed.step >= task.train.commit_every and not ends:
                 beat.enter("commit")
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
                 keeper.commit(state, "periodic", permanent)
@@ -80,6 +81,11 @@ def run_stage(
         batches.close()
         trace.close()
     beat.enter("commit")
+    if reason is None:
+        keeper.commit(state, "change of mixture", permanent=False)
+        keeper.saver.wait()
+        journal.event("mixture", stage=task.stage.name, step=state.step, mix=[vars(mix) for mix in task.stage.at(state.stage_step).mix])
+        return
     keeper.commit(state.promoted(), f"end of stage {task.stage.name}: {reason}", permanent=True)
     keeper.saver.wait()
     journal.event("promotion", stage=task.stage.name, step=state.step, reason=reason)
@@ -89,6 +95,7 @@ def passes(task: StageTask, state: RunState) -> Iterator[tuple[Step, int, Unit]]
     """This rank's passes from `state` on, for ever, each with the step and the source it belongs to."""
     positions = dict(state.samples)
     while True:
+        task.settle(positions)
         step = plan_step(task.sources, positions)
         yield from ((step, place, unit) for place, plan in enumerate(step.plans) for unit in plan.units[task.dp_rank])
         positions |= {bucket: positions.get(bucket, 0) + samples for bucket, samples in task.consumed.items()}
@@ -122,7 +129,7 @@ def train_step(
         sums[place, : losses_BT.shape[1]] += losses[-1].sum(0)
     engine.mesh.sum_losses(sums)
     norm, skipped = engine.finish_step()
-    state = state.stepped(task.consumed, skipped, before.after(task.guard, norm, skipped))
+    state = state.stepped(task.consumed, skipped, before.after(task.guard, norm, skipped), task.epochs)
     if reason := guard.fault(task.guard, before, norm):
         tell_skip(task, step, losses, state, norm, reason, journal)
     seconds = time.perf_counter() - started - waited

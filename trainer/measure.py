@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.order import wrap
 from model.attention import recompiles
 from model.flops import training_flops
 from trainer.batches import Step
@@ -36,7 +35,7 @@ def step_metrics(
         "grad_norm": finite(norm),
         "lr": lr,
         "samples_consumed": consumed,
-        "epoch": wrap(consumed, len(own.data))[0],
+        "epoch": own.data.epoch_of(consumed - 1)[0],
         "tokens": tokens,
         "supervised_tokens": sum(supervised),
         "world_size": world,

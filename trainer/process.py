@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipeline.epochs import Epochs
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from trainer import events, guard
@@ -28,8 +29,9 @@ from trainer.checkpoint.saver import Gather, Saver
 from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState, Stage
 from trainer.engine import Engine
+from trainer.epochs import Book, replayed
 from trainer.heartbeat import Heartbeat
-from trainer.initial import initial_model
+from trainer.initial import initial_model, reads_latents
 from trainer.journal import Journal, Report, Silence
 from trainer.leave import Leave
 from trainer.loop import run_stage
@@ -41,7 +43,7 @@ from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import Layout, plan_layout, usable
 from trainer.preflight import Trial, preflight, smaller_next_time
 from trainer.pulse import Pulse
-from trainer.sizing import model_of
+from trainer.sizing import latents_of, model_of, stream_of
 from trainer.task import StageTask
 from trainer.trace import StepTrace
 
@@ -72,8 +74,9 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     engine = Engine(model, config.train, config.parallel, mesh)
     beat.passed("built")
     beat.enter("load")
+    renewed: list[str] = []
     if found:
-        store.load_fragments(found.folder, engine.named_fragments())
+        renewed = load_commit(found, engine, dataset)
         engine.set_optimizer_step(state.step - len(state.skipped))
         engine.publish_masters()
     beat.passed("loaded")
@@ -82,6 +85,8 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
         seconds = {"group": joining, "build": perf_counter() - joined}
         again = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
         journal.event("layout", stage=task.stage.name, step=state.step, **again, **vars(task.layout), seconds=seconds)
+        if renewed:
+            journal.event("tokenizer", stage=task.stage.name, step=state.step, dataset=dataset.origin, renewed=renewed)
     told: Journal | Silence | Pulse = journal or Silence()
     if not found and config.train.preflight:
         beat.enter("preflight")
@@ -90,7 +95,7 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
         told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     engine.before_update = saver.copied
-    keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
+    keeper = Keeper(run_folder, task.generation, dataset.origin, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)
     leave = Leave(device)
@@ -108,10 +113,21 @@ def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunS
     told: list[Any] = [None, 0]
     if dist.get_rank() == 0:
         state, generation = (found.state, found.generation) if found else (RunState(), 0)
-        back = guard.roll_backs(events.read_events(run_folder), state.step, generation)
+        happened = events.read_events(run_folder)
+        back = guard.roll_backs(happened, state.step, generation)
+        state = replace(state, epochs=replayed(state.epochs, happened))
         told = [state.moved(back[-1]["samples"]) if back else state, len(back)]
     dist.broadcast_object_list(told)
     return told[0], told[1]
+
+
+def load_commit(found: commits.Commit, engine: Engine, dataset: Dataset) -> list[str]:
+    """The commit's tensors into the engine's. Where it was trained on another tokenizer's latents, the parameters that read or make
+    latents stay as they are at a run's beginning, with their moments and average; returns their names, by logical tensor."""
+    fragments, names = engine.named_fragments(), sorted(filter(reads_latents, engine.shards))
+    renewed = names if found.dataset != dataset.origin else []
+    store.load_fragments(found.folder, [fragment for fragment in fragments if fragment.name not in renewed])
+    return renewed
 
 
 def gather_over(group: dist.ProcessGroup) -> Gather:
@@ -149,9 +165,10 @@ def model_config(config: RunConfig, dataset: Dataset) -> ModelConfig:
 
 def stage_trials(config: RunConfig, dataset: Dataset, world: int, run: Path) -> list[Trial]:
     """Every bucket of every stage as this world, or what a stage can use of it, would run it."""
-    trials = []
+    trials, here = [], latents_of(config, config.curriculum.stages[0])
     for stage in config.curriculum.stages:
-        parts = ingredients(stage, dataset.manifest.spec.stride)
+        latents = latents_of(config, stage)
+        parts = ingredients(stage, dataset.manifest.spec.stride if latents == here else latents.stride)
         used = usable(world, [part.samples for part in parts], config.parallel.tp * config.parallel.sp)
         trials += [Trial(stage.name, stage_layout(config, stage, part.samples, used, run), part.frames, part.tokens) for part in parts]
     return trials
@@ -167,17 +184,21 @@ def stage_task(
     config: RunConfig, dataset: Dataset, state: RunState, payload: dict[str, Any], device: torch.device, roll_backs: int
 ) -> StageTask:
     """The stage the state stands in, for this rank."""
-    stage, model = config.curriculum.stages[state.stage], model_config(config, dataset)
+    stage, model = config.curriculum.stages[state.stage].at(state.stage_step), model_config(config, dataset)
     parts, supervision, train = ingredients(stage, dataset.manifest.spec.stride), supervision_of(config.train), config.train
-    sources = []
+    sources, book = [], Book(Path(payload["run"]), payload["generation"], dataset)
     for part in parts:
         layout = stage_layout(config, stage, part.samples, payload["world"], Path(payload["run"]))
         lengths = sequence_lengths(train.supervision, train.masks_per_frame, train.block, part.frames, part.tokens)
         check_divisible(stage.name, layout, model.heads, lengths)
-        data = dataset.split(part.bucket, "train", config.seed)
-        draws = Draws(config.seed, Shape(part.bucket, part.frames, part.tokens), len(data), model, supervision, disturbance_of(train))
+        stream = stream_of(config, stage, part.bucket)
+        data = dataset.split(part.bucket, "train", config.seed, state.epochs.get(stream, Epochs()))
+        book.settle(stream, data, state.samples.get(stream, 0) + part.samples)
+        draws = Draws(config.seed, Shape(stream, part.frames, part.tokens), data.epoch_of, model, supervision, disturbance_of(train))
         sources.append(Source(draws, data, part.samples, layout, part.weight))
-    held_out = dataset.split(parts[0].bucket, "held_out", config.seed)
+    # What is held out when a bucket is first trained on stays the measure for as long as it is.
+    first = sources[0].data.epochs.eras[0].generation
+    held_out = dataset.at(first).split(parts[0].bucket, "held_out", config.seed)
     return StageTask(
         stage=stage,
         train=train,
@@ -191,5 +212,6 @@ def stage_task(
         model=model,
         sources=tuple(sources),
         held_out=held_out,
-        held_out_draws=Draws(config.seed, sources[0].draws.shape, len(held_out), model, supervision, purpose="held_out"),
+        held_out_draws=Draws(config.seed, sources[0].draws.shape, held_out.epoch_of, model, supervision, purpose="held_out"),
+        book=book,
     )

@@ -8,6 +8,24 @@ from data_pipeline.errors import UserError
 from data_pipeline.spec import EncodeSpec
 from model.config import ModelConfig, named_size
 from trainer.config import RunConfig
+from trainer.curriculum import Latents, Stage
+
+
+def latents_of(config: RunConfig, stage: Stage) -> Latents:
+    """What the latents of a stage are made with. Stages of equal ones share a data set."""
+    return Latents(stage.tokenizer or config.data.tokenizer, stage.stride or config.data.stride)
+
+
+def all_latents(config: RunConfig) -> list[Latents]:
+    """Those of all stages, in the order in which they are needed."""
+    return list(dict.fromkeys(latents_of(config, stage) for stage in config.curriculum.stages))
+
+
+def stream_of(config: RunConfig, stage: Stage, bucket: str) -> str:
+    """The name under which a run counts the samples of a bucket: each of its data sets has an order of its own."""
+    latents = latents_of(config, stage)
+    same = latents == Latents(config.data.tokenizer, config.data.stride)
+    return bucket if same else f"{bucket}@{latents.name}"
 
 
 def model_of(config: RunConfig, spec: EncodeSpec) -> ModelConfig:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from data_pipeline.epochs import Epochs
 from data_pipeline.loader import SampleSet
 from model.config import ModelConfig
 from trainer.batches import Draws, Source
 from trainer.curriculum import Stage
+from trainer.epochs import Book
 from trainer.guard import GuardRule
 from trainer.parallel.places import place_of
 from trainer.planner import Layout
@@ -33,6 +35,7 @@ class StageTask:
     sources: tuple[Source, ...]  # the stage's own bucket first
     held_out: SampleSet
     held_out_draws: Draws
+    book: Book
 
     @property
     def frames(self) -> int:
@@ -48,3 +51,19 @@ class StageTask:
     def consumed(self) -> dict[str, int]:
         """Samples per bucket of one optimiser step."""
         return {source.draws.shape.bucket: source.samples for source in self.sources}
+
+    @property
+    def bucket(self) -> str:
+        """The stage's own."""
+        return self.sources[0].draws.shape.bucket
+
+    @property
+    def epochs(self) -> dict[str, Epochs]:
+        """What each bucket's epochs read, as far as it is decided."""
+        return {source.draws.shape.bucket: source.data.epochs for source in self.sources}
+
+    def settle(self, positions: dict[str, int]) -> None:
+        """Decide which epochs there are for the step that comes after so many samples per bucket. All ranks call it."""
+        for source in self.sources:
+            bucket = source.draws.shape.bucket
+            self.book.settle(bucket, source.data, positions.get(bucket, 0) + source.samples)

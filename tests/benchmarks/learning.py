@@ -66,11 +66,11 @@ def stage_draws(config: RunConfig, dataset: Dataset, stage: Stage, split: str) -
     bucket = Bucket(stage.frames, stage.height, stage.width)
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     shape = Shape(bucket.id, frames, height * width)
-    clips = dataset.manifest.clips(bucket.id, split)
+    data = dataset.split(bucket.id, split, config.seed)
     # Training's own supervision; what is held out is judged one frame at a time, whatever training did.
     supervision = supervision_of(config.train) if split == "train" else OneFrame()
     draws = Draws(
-        config.seed, shape, clips, model_config(config, dataset), supervision, purpose="train" if split == "train" else "held_out"
+        config.seed, shape, data.epoch_of, model_config(config, dataset), supervision, purpose="train" if split == "train" else "held_out"
     )
     return draws, global_batch(stage.tokens_per_step, frames, height * width)
 

@@ -91,8 +91,8 @@ class Contender:
         shape = Shape(self.bucket.id, frames, height * width)
         self.samples = SUPERVISED_FRAMES // (frames - 1) if isinstance(self.supervision, AllFrames) else SUPERVISED_FRAMES
         self.data, self.held_out = (self.dataset.split(self.bucket.id, split, self.seed) for split in ("train", "held_out"))
-        self.draws = Draws(self.seed, shape, len(self.data), self.config, self.supervision)
-        self.held_out_draws = Draws(0, shape, len(self.held_out), self.config, OneFrame(), purpose="held_out")
+        self.draws = Draws(self.seed, shape, self.data.epoch_of, self.config, self.supervision)
+        self.held_out_draws = Draws(0, shape, self.held_out.epoch_of, self.config, OneFrame(), purpose="held_out")
 
     def turn(self) -> None:
         """TURN optimiser steps, and the held-out loss when it is due."""

@@ -193,7 +193,7 @@ def test_captions_of_another_encoder_or_for_an_unknown_source_are_refused(living
 def test_every_sample_leads_back_to_its_file_times_and_settings(living: Living) -> None:
     samples = living.made.dataset.split(BUCKETS[1], "train", 0)
     shard = living.made.dataset.manifest.buckets[BUCKETS[1]]["train"][0]
-    meta = samples._reader(0).meta(1)
+    meta = samples._reader(shard).meta(1)
     source = next(source for source in living.made.sources if source.id == meta["source"])
     assert (meta["name"], meta["caption"], meta["kind"], meta["licence"]) == (source.name, source.caption, "video", "")
     assert meta["stop"] - meta["start"] == pytest.approx(9 / 8)

@@ -57,7 +57,7 @@ def test_a_batch_is_normalised_to_the_bit_as_the_manifest_says(encoded: Encoded)
     samples = encoded.dataset.split("9x48x48", "train", seed=0)
     batch = samples.fetch(range(8))
     for item in range(8):
-        shard, row = samples._place(item)
+        _, shard, row = samples._place(item)
         raw = samples._reader(shard).latent(row)
         np.testing.assert_array_equal(batch.latents[item], encoded.dataset.normalise(np.moveaxis(raw, 1, -1)))
 

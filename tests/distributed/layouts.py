@@ -92,7 +92,8 @@ class Trace:
 
 def stage_of(case: Case, dataset: Dataset, state: RunState, rank: int = 0, world: int = 1) -> StageTask:
     payload = {"rank": rank, "world": world, "generation": 1, "run": str(dataset.folder)}
-    return process.stage_task(case.config, dataset, state, payload, torch.device("cpu"), 0)
+    epochs = {bucket: dataset.split(bucket, "train", 0).epochs for bucket in dataset.manifest.buckets}  # nothing is left to decide
+    return process.stage_task(case.config, dataset, replace(state, epochs=epochs), payload, torch.device("cpu"), 0)
 
 
 def fresh_model(case: Case, task: StageTask) -> VideoMAR:

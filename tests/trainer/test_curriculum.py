@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.curriculum import Promotion, RunState, promotion_reason
+from data_pipeline.epochs import Epochs
+from trainer.curriculum import Mix, Promotion, RunState, Stage, promotion_reason
 from trainer.guard import GuardState
 
 
@@ -55,4 +56,40 @@ def test_steps_add_up(steps: list[tuple[str, int, bool]]) -> None:
 
 def test_promotion_starts_the_next_stage_afresh_and_keeps_the_data_state() -> None:
     now = RunState(step=7, stage=1, stage_step=3, samples={"a": 5}, held_out=(1.0,)).promoted()
-    assert now == RunState(step=7, stage=2, stage_step=0, samples={"a": 5})
+    assert now == RunState(step=7, stage=2, stage_step=0, samples={"a": 5}, entered={"a": 5})
+
+
+def test_a_stage_ends_when_its_data_was_visited_so_often_since_it_began() -> None:
+    rule, table = Promotion(max_steps=100, epochs=2), {"a": Epochs().then(0, 4, False).then(1, 10, True)}
+    assert promotion_reason(rule, RunState(stage_step=1, samples={"a": 23}, epochs=table), "a") is None
+    assert promotion_reason(rule, RunState(stage_step=1, samples={"a": 24}, epochs=table), "a") == "every clip was visited 2 times"
+    assert promotion_reason(rule, RunState(stage_step=1, samples={"a": 24}, epochs=table, entered={"a": 5}), "a") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        (
+            Promotion(max_steps=40, target_loss=0.1),
+            "target_loss can never end it: it holds from step 50 at the earliest on, and max_steps is 40",
+        ),
+        (Promotion(max_steps=150, plateau_window=2), "plateau_window can never end it: it holds from step 150 at the earliest on"),
+        (Promotion(max_steps=500, min_steps=500, plateau_window=2), "plateau_window can never end it: it holds from min_steps 500 on"),
+        (Promotion(max_steps=9, min_steps=9, epochs=1), "epochs can never end it"),
+        (Promotion(max_steps=151, plateau_window=2), None),
+        (Promotion(max_steps=40), None),
+        (Promotion(max_steps=51, target_loss=0.1, epochs=3), None),
+    ],
+)
+def test_a_rule_that_can_never_fire_is_named(rule: Promotion, problem: str | None) -> None:
+    found = rule.idle(evaluate_every=50)
+    assert (found or "").startswith(problem or "")
+    assert (found is None) == (problem is None)
+
+
+def test_what_is_mixed_in_for_a_while_leaves_the_stage_at_its_step() -> None:
+    parts = tuple(Mix(frames, 32, 32, 0.2, steps=steps) for frames, steps in ((9, 6), (13, 3), (17, None), (21, 99)))
+    stage = Stage("s", 5, 32, 32, 1024, Promotion(max_steps=10), mix=parts)
+    assert [stage.next_change(step) for step in (0, 2, 3, 5, 6, 9)] == [3, 3, 6, 6, None, None]
+    assert [{mix.frames for mix in phase.mix} for phase in stage.phases] == [{9, 13, 17, 21}, {9, 17, 21}, {17, 21}]
+    assert stage.at(4).next_change(4) == 6

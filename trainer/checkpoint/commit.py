@@ -7,7 +7,7 @@ passed over. A writer whose generation is no longer the newest may not write a m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Commit:
     folder: Path
     state: RunState
     generation: int
-    dataset: str  # id of the data set that its positions count in
+    dataset: str  # origin of the data set that it was trained on last
     recipe: str  # hash of what the recipe's numbers depend on
     reason: str
     permanent: bool
@@ -64,11 +64,12 @@ def read_commit(folder: Path) -> Commit | None:
     return commit if has_sizes(folder, files) else None
 
 
-def check_ids(commit: Commit, dataset: str, recipe: str) -> None:
-    """Raises UserError when a commit was made on other data or by another recipe, so that going on from it would mix the two."""
-    if commit.dataset != dataset:
+def check_ids(commit: Commit, datasets: Collection[str], recipe: str) -> None:
+    """Raises UserError when a commit was made on data that is not the run's, or by another recipe, so that going on from it would mix
+    the two."""
+    if commit.dataset not in datasets:
         raise UserError(
-            f"{commit.folder} was trained on data set {commit.dataset[:12]}, not on {dataset[:12]}: "
+            f"{commit.folder} was trained on data set {commit.dataset[:12]}, not on {' or '.join(name[:12] for name in datasets)}: "
             "the videos or the libraries that encode them have changed; choose another run.name"
         )
     if commit.recipe != recipe:

@@ -29,6 +29,10 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     if unknown or "folder" not in given or len(given) < 2:
         raise UserError(f"{f'{min(unknown)}: unknown key; ' if unknown else ''}{USAGE}")
     dataset = open_dataset(given["folder"])
+    if dataset.manifest.pending:
+        raise UserError(
+            f"{dataset.folder} is not finished ({dataset.manifest.pending} videos to go): let `encode` or `train` finish it first"
+        )
     made = _next_generation(dataset, given)
     manifests.write(made, dataset.folder)
     for bucket in made.buckets:

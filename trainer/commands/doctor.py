@@ -42,7 +42,8 @@ def statistics(dataset: Dataset) -> list[str]:
     sources, spread = manifest.sources, np.array(manifest.statistics.std)
     lines = [
         f"data set  {dataset.folder}  id {dataset.id[:12]}  generation {manifest.generation}",
-        f"sources   {sources.total}: {sources.ok} used, {sum(sources.rejected.values())} rejected, {len(sources.failed)} unreadable",
+        f"sources   {sources.total}: {sources.ok} used, {sum(sources.rejected.values())} rejected, {len(sources.failed)} unreadable"
+        + (f"; {manifest.pending} still to be encoded" if manifest.pending else ""),
     ]
     for bucket, splits in manifest.buckets.items():
         shards = [entry for entries in splits.values() for entry in entries]

@@ -73,7 +73,7 @@ def stage_table(metrics: Sequence[Record], true_now: Sequence[Record]) -> str:
 
 def data_table(happened: Sequence[Record]) -> str:
     """How the inputs fared, with every unreadable file by name."""
-    start = next((event for event in reversed(happened) if event["event"] == "start"), None)
+    start = next((event for event in reversed(happened) if event["event"] in ("start", "data")), None)
     if start is None:
         return ""
     sources = start["sources"]
@@ -88,7 +88,7 @@ def event_table(happened: Sequence[Record]) -> str:
     """Every event but the evaluations, which are in the chart."""
     rows = []
     for event in happened:
-        if event["event"] in ("evaluation", "start"):
+        if event["event"] in ("evaluation", "start", "data"):
             continue
         details = ", ".join(f"{key} {shown(value)}" for key, value in event.items() if key not in UNTOLD)
         rows.append([time.strftime("%H:%M:%S", time.gmtime(event["time"])), event["event"], textwrap.shorten(details, 400)])

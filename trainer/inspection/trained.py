@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.buckets import Bucket
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Dataset, open_dataset
-from data_pipeline.manifest import LatentStatistics
+from data_pipeline.manifest import LatentStatistics, Manifest
 from data_pipeline.spec import EncodeSpec
 from model import export
 from model.sampling import SamplingConfig
@@ -67,7 +67,7 @@ def open_trained(path: str | Path) -> Trained:
     found = open_training(folder)
     config, dataset = found.config, found.dataset
     model = averaged_model(config, dataset, found.commit)
-    return Trained(model, codec_of(dataset), sampling_config(config), trained_buckets(config), dataset.id, found)
+    return Trained(model, codec_of(dataset), sampling_config(config), trained_buckets(config, dataset.manifest), dataset.id, found)
 
 
 def open_training(folder: Path) -> Training:
@@ -85,15 +85,18 @@ def open_training(folder: Path) -> Training:
     run = folder if is_run else commit.folder.parents[2]
     if not (run / "config.yaml").is_file():
         raise UserError(f"{commit.folder} belongs to no run: there is no {run / 'config.yaml'}")
-    config, dataset = configs.saved(run), dataset_of(run)
-    if commit.dataset != dataset.id:
+    config, dataset = configs.saved(run), dataset_of(run, commit)
+    if commit.dataset != dataset.origin:
         raise UserError(f"{commit.folder} was trained on another data set than {dataset.folder} now is, so on another tokenizer's latents")
     return Training(run, config, dataset, commit)
 
 
-def dataset_of(run: Path) -> Dataset:
-    """The data set that a run was last started on; one that was moved together with its run is found beside it."""
-    named = next((Path(event["data_folder"]) for event in reversed(read_events(run)) if "data_folder" in event), None)
+def dataset_of(run: Path, commit: commits.Commit) -> Dataset:
+    """The data set that a commit was trained on, else the one its run was last started on; one that was moved together with its run is
+    found beside it."""
+    told = [event for event in reversed(read_events(run)) if "data_folder" in event]
+    told.sort(key=lambda event: event.get("dataset") != commit.dataset)
+    named = next((Path(event["data_folder"]) for event in told), None)
     if named is None:
         raise UserError(f"{run} does not tell its data set: its events.jsonl has no start")
     places = [named, run.parent / "datasets" / named.name]
@@ -127,10 +130,10 @@ def sampling_config(config: RunConfig) -> SamplingConfig:
     )
 
 
-def trained_buckets(config: RunConfig) -> tuple[Bucket, ...]:
-    """Every shape of the curriculum once, in its order; a stage's own after those mixed into it."""
+def trained_buckets(config: RunConfig, manifest: Manifest) -> tuple[Bucket, ...]:
+    """Every shape of the curriculum that the data set has once, in its order; a stage's own after those mixed into it."""
     shapes = [Bucket(part.frames, part.height, part.width) for stage in config.curriculum.stages for part in (*stage.mix, stage)]
-    return tuple(dict.fromkeys(reversed(shapes)))[::-1]
+    return tuple(dict.fromkeys(bucket for bucket in reversed(shapes) if bucket.id in manifest.buckets))[::-1]
 
 
 def description(trained: Trained) -> dict[str, Any]:

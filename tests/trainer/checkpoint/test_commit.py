@@ -148,11 +148,11 @@ def test_pruning_never_deletes_the_commit_just_made_though_the_run_was_further_b
 
 def test_a_commit_of_other_data_or_another_recipe_is_refused_in_one_line(tmp_path: Path) -> None:
     commit = make(tmp_path, 3)
-    check_ids(commit, "data", "recipe")
+    check_ids(commit, ["data"], "recipe")
     with pytest.raises(UserError, match=r"step-00000003/0001 was trained on data set data, not on other: .*run\.name"):
-        check_ids(commit, "other", "recipe")
+        check_ids(commit, ["other"], "recipe")
     with pytest.raises(UserError, match=r"was made by recipe recipe, not by other: .*run\.name"):
-        check_ids(commit, "data", "other")
+        check_ids(commit, ["data"], "other")
 
 
 def test_a_commit_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def held_out_loss(trained: Trained, dataset: Dataset, bucket: Bucket, clips: int
     frames, height, width = latent_shape(bucket, dataset.manifest.spec.stride)
     data = dataset.split(bucket.id, "held_out", 0)
     model, shape = trained.model, Shape(bucket.id, frames, height * width)
-    draws = Draws(0, shape, len(data), model.config, AllFrames(model.config.block), purpose="evaluate")
+    draws = Draws(0, shape, data.epoch_of, model.config, AllFrames(model.config.block), purpose="evaluate")
     plan = draws.plan(range(min(clips, len(data))), Layout(dp=1, tp=1, sp=1, zero=0, micro_batch=BATCH, accumulation=1))
     batches = [micro_batch(plan, unit, draws, data, model.head) for unit in plan.units[0]]
     counts = np.array(draws.supervised_by_frame(plan))
