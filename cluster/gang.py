@@ -199,19 +199,20 @@ class Gang:
     def gather(self, minimum: int, seconds: float, all_of_them: bool, look: Callable[[], None], say: Callable[[str], None]) -> None:
         """Wait for `minimum` seats, or for all_of_them that are starting too. `look` refreshes, and may raise. Says what is missing.
 
-        Raises UserError when they have not come within `seconds`, or no node takes any more.
+        Raises UserError when no other has started for `seconds`, or no node takes any more.
         """
         began, told = time.monotonic(), False
         while True:
             look()
             if len(self.ready) >= minimum and not (all_of_them and self.starting):
                 return
+            began = time.monotonic() if self.starting else began
             waited = time.monotonic() - began
             hopeless = bool(self._nodes) and all(self._marked(node) for node in self._nodes)
             if not self.starting and (waited > seconds or hopeless):
                 remedy = "lower cluster.min_workers or cluster.cpus_per_worker, or add nodes"
                 raise UserError(f"{self._shortage(minimum)} after {waited:.0f} s: {remedy}")
-            if not self.starting and not told and waited > SAY_SECONDS:
+            if not told and waited > SAY_SECONDS:
                 told = True
                 say(f"{self._shortage(minimum)}: waiting up to {seconds:.0f} s for more")
             time.sleep(TICK_SECONDS)
