@@ -31,11 +31,12 @@ from trainer.commands.options import Options
 from trainer.config import RunConfig
 from trainer.events import read_events
 from trainer.goodput import goodput
-from trainer.metrics import last_step, read_metrics
+from trainer.metrics import read_metrics
+from trainer.status import last_step
 
 EXAMPLE = """  python trainer/main.py chaos --minutes 10 --seed 3
   python trainer/main.py chaos --minutes 3 --kinds worker,hang,node train.commit_every=5"""
-STEPS_PER_MINUTE = 120  # of the toy recipe's three stages together: on two quiet cores about a third of the time
+STEPS_PER_MINUTE = 180  # of the three stages together: on two quiet cores about a third of the time
 STAGES = (
     ("short", 5, 32, 256, 0.5),
     ("longer", 9, 32, 384, 0.3),
@@ -51,12 +52,13 @@ RECIPE = [
     "train.evaluate_samples=4",
     "train.max_restarts=8",
     "cluster.silence=4",
+    "cluster.min_workers=1",
     "sample.videos=2",
     "sample.iterations=2",
     "sample.head_steps=4",
 ]
 RECOVERY_SECONDS = 240.0
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 MOST_STARTS = 40
 
@@ -74,9 +76,10 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         hosts = cleanup.enter_context(Hosts(2, 1, environment, network))
         recipe.append(f"cluster.address={hosts.address}")
         print(f"hosts {hosts.count} and a head, at {hosts.address}; runs in {root}", flush=True)
+        encode(recipe, hosts, root)
         unbroken = cleanup.enter_context(Job("unbroken", recipe, hosts))
         unbroken.finish()
-        print(f"unbroken run: {last_step(unbroken.run)} steps in {unbroken.seconds:.0f} s", flush=True)
+        print(f"unbroken run: {last_step(unbroken.run)['step']} steps in {unbroken.seconds:.0f} s", flush=True)
         broken = cleanup.enter_context(Job("chaos", recipe, hosts))
         injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
         planned = faults.plan(options.seed, options.minutes, kinds)
@@ -123,6 +126,19 @@ def stages(minutes: float) -> list[dict[str, Any]]:
         }
         for name, frames, pixels, tokens, share in STAGES
     ]
+
+
+def encode(recipe: Sequence[str], hosts: Hosts, root: Path) -> None:
+    """The data set of both runs, whole before the first begins: what an epoch reads of one that grows depends on when it begins."""
+    root.mkdir(parents=True)
+    done = subprocess.run([*main(hosts), "encode", *recipe], env=hosts.environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+
+
+def main(hosts: Hosts) -> list[str]:
+    """The command line, on the head's side of the network."""
+    return [*hosts.within(0), sys.executable, str(REPOSITORY / "trainer" / "main.py")]
 
 
 class Job:
@@ -176,8 +192,7 @@ class Job:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        command = [*self._hosts.within(0), sys.executable, str(REPOSITORY / "trainer" / "main.py"), "train", *self._arguments]
+        command = [*main(self._hosts), "train", *self._arguments]
         with self._log.open("ab") as log:
             return subprocess.Popen(command, env=self._hosts.environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -189,7 +204,7 @@ def disturb(job: Job, injector: Injector, planned: Sequence[Fault], minutes: flo
     for fault in planned:
         share = fault.at / (60 * minutes)
         while not job.over():
-            due = time.monotonic() - began >= fault.at or last_step(job.run) >= share * job.steps
+            due = time.monotonic() - began >= fault.at or last_step(job.run).get("step", 0) >= share * job.steps
             if due and stepping(job.run, 0.0):
                 happened, generation = time.time(), lease.current(job.run)
                 try:

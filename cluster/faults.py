@@ -35,6 +35,7 @@ KINDS = {
     "link": "the network between two hosts cut for a while",
 }
 SLOT_SECONDS = 25.0  # one fault in each
+CALM = 0.85  # share of the time after which no fault begins, so that the last is overcome
 SLOW_SECONDS = 6.0
 NODE_SECONDS = 8.0  # that a host stays away
 REPORT_SECONDS = 40.0  # within which a fault of the data or the storage must have been met
@@ -53,14 +54,15 @@ class Fault:
 
 
 def plan(seed: int, minutes: float, kinds: Sequence[str]) -> tuple[Fault, ...]:
-    """One fault per slot of the time, at a random moment of it; every kind comes before any comes again."""
+    """One fault per slot of the time, at a random moment; every kind comes before any comes again."""
     draw = random.Random(f"{seed}/{minutes}/{','.join(kinds)}")
     order: list[str] = []
     faults = []
     for slot in range(int(60 * minutes // SLOT_SECONDS)):
         if not order:
             order = draw.sample(list(kinds), len(kinds))
-        faults.append(Fault(SLOT_SECONDS * (slot + draw.uniform(0.1, 0.7)), order.pop(), draw.random()))
+        at = CALM * SLOT_SECONDS * (slot + draw.uniform(0.1, 0.7))
+        faults.append(Fault(at, order.pop(), draw.random()))
     return tuple(faults)
 
 
@@ -163,12 +165,16 @@ class Injector:
         return str([event for event in read_events(self._run) if event["event"] == "layout"][-1]["stage"])
 
     def _reported(self, cause: str) -> bool:
-        """Waits until the run has told of a failure of that cause; False when the time for it is over."""
+        """Waits until the run has told of a failure of that cause; False when the time for it is over. Raises LookupError when the stage
+        was over before."""
         known = len(read_events(self._run))
         deadline = time.monotonic() + REPORT_SECONDS
         while time.monotonic() < deadline:
-            if any(event["event"] == "failure" and event.get("cause") == cause for event in read_events(self._run)[known:]):
+            later = read_events(self._run)[known:]
+            if any(event["event"] == "failure" and event["cause"] == cause for event in later):
                 return True
+            if any(event["event"] == "promotion" for event in later):
+                raise LookupError("the stage was over before it met the fault")
             time.sleep(0.1)
         return False
 

@@ -14,14 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from data_pipeline.errors import UserError
 
 CLOCK_SECONDS = 1.0  # by which two clocks may differ before it is said: events of several hosts are put in order by them
 SHM_BYTES = 1 << 30  # below which NCCL's and the loader's buffers may not fit
 SLOW = 2.0  # times the median that a node may need for the same work
+PATIENCE = 30.0  # seconds for an answer
 WORK_BYTES = 8 << 20
 PAYLOAD_BYTES = 8 << 20
 
@@ -40,9 +44,9 @@ class Sight:
     bytes_per_second: float | None
 
 
-def looked_at(folders: Sequence[str], token: str) -> dict[str, object]:
+def looked_at(folders: Sequence[str], token: str) -> dict[str, Any]:
     """A seat's own answer: host, unseen folders, its time, free bytes of /dev/shm, seconds of the work."""
-    unseen = [folder for folder in folders if not shares(Path(folder), token)]
+    unseen = tuple(folder for folder in folders if not shares(Path(folder), token))
     filesystem = os.statvfs("/dev/shm")
     return {
         "host": socket.gethostname(),
@@ -72,30 +76,36 @@ def work() -> float:
     return time.perf_counter() - started
 
 
-def examine(seats: Mapping[str, ray.actor.ActorHandle], folders: Sequence[Path]) -> list[Sight]:
-    """What a seat of every node sees of folders that exist here. One after the other, so that none disturbs another."""
-    token, here = secrets.token_hex(8), ray.get_runtime_context().get_node_id()
+def examine(seats: Mapping[str, ActorHandle], folders: Sequence[Path]) -> list[Sight]:
+    """What a seat of every node sees of folders that exist here. One after the other, so that none disturbs another; a node that does not
+    answer is left out, for others will notice."""
+    token, sights = secrets.token_hex(8), []
     probes = [folder / f".videomar-probe-{token}" for folder in folders]
     for probe in probes:
         probe.touch()
-    sights = []
     try:
         for node, seat in seats.items():
-            asked = time.time()
-            told = ray.get(seat.look.remote([str(folder) for folder in folders], token))
-            skew = max(0.0, asked - told["time"], told["time"] - time.time())  # what the call's own duration does not explain
-            speed = None
-            if node != here:
-                began = time.perf_counter()
-                ray.get(seat.take.remote(bytes(PAYLOAD_BYTES)))
-                speed = PAYLOAD_BYTES / (time.perf_counter() - began)
-            fields = {name: told[name] for name in ("host", "shm_bytes", "work_seconds")}
-            sights.append(Sight(node=node, unseen=tuple(told["unseen"]), skew=skew, bytes_per_second=speed, **fields))
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                sights.append(sight(node, seat, folders, token))
     finally:
         for probe in probes:
             with contextlib.suppress(OSError):
                 probe.unlink()
     return sights
+
+
+def sight(node: str, seat: ActorHandle, folders: Sequence[Path], token: str) -> Sight:
+    """One node's. Raises RayActorError or GetTimeoutError."""
+    asked = time.time()
+    told: Any = ray.get(seat.look.remote([str(folder) for folder in folders], token), timeout=PATIENCE)
+    there = told.pop("time")
+    skew = max(0.0, asked - there, there - time.time())  # what the call's own duration does not explain
+    speed = None
+    if node != ray.get_runtime_context().get_node_id():
+        began = time.perf_counter()
+        ray.get(seat.take.remote(bytes(PAYLOAD_BYTES)), timeout=PATIENCE)
+        speed = PAYLOAD_BYTES / (time.perf_counter() - began)
+    return Sight(node=node, skew=skew, bytes_per_second=speed, **told)
 
 
 def lines(sights: Sequence[Sight], seats: int) -> list[str]:
@@ -106,6 +116,8 @@ def lines(sights: Sequence[Sight], seats: int) -> list[str]:
                 f"{sight.unseen[0]} is not the same, writable folder on {sight.host} as here: put run.root and data.root on storage that "
                 "every node shares"
             )
+    if not sights:
+        return []
     usual, nodes = median(sight.work_seconds for sight in sights), len(sights)
     speeds = [sight.bytes_per_second for sight in sights if sight.bytes_per_second]
     told = [

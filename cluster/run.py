@@ -241,7 +241,7 @@ class Run:
         """When to end this generation for one on more seats, None for not at all."""
         possible, self.ending = self.usable(stage, len(self.gang.ready)), "grow"
         decision = replan.decide(self.pace.situation(stage, self.stage_step, self.world, possible))
-        if (decision.choice, possible) != self.decided:
+        if possible > self.world and (decision.choice, possible) != self.decided:
             self.decided = (decision.choice, possible)
             fields = {"gain_seconds": decision.gain_seconds, "cost_seconds": decision.cost_seconds, "why": decision.why}
             events.record(self.folder, "replan", decision=decision.choice, **{"from": self.world, "to": possible}, **fields)

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from data_pipeline.errors import UserError
 
@@ -65,7 +67,8 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
             _start_private(cpus, temp_dir)
         else:
             if temp_dir is not None:
-                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token(Path(temp_dir))}
+                os.environ["RAY_AUTH_TOKEN"] = _token(Path(temp_dir))
+                maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray read its environment when it was imported
                 os.environ |= BRIEFLY  # it may end with its run at any moment
                 cleanup.callback(lambda: [os.environ.pop(name, None) for name in BRIEFLY])
                 temp_dir = None
@@ -104,6 +107,12 @@ def _join(address: str) -> None:
         raise Unreachable(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
     except ValueError as error:  # a malformed address, or a job whose runtime_env sets PYTHONPATH itself
         raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
+
+
+def forgive_sigterm() -> None:
+    """To be called by whoever handles SIGTERM: Ray's own handler, which comes first, sets an alarm that aborts the process three seconds
+    later."""
+    signal.alarm(0)
 
 
 def _token(folder: Path) -> str:

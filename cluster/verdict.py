@@ -58,15 +58,18 @@ def difference(left: float | None, right: float | None) -> float:
 
 
 def visits(metrics: Sequence[Record], config: RunConfig, dataset: Dataset) -> dict[str, Counter[str]]:
-    """{bucket: {sample: visits}} of the steps that stand, samples never visited included. Raises ValueError when a step's own count of
-    consumed samples is not the sum of the steps up to it."""
-    stages = {stage.name: ingredients(stage, dataset.manifest.spec.stride) for stage in config.curriculum.stages}
+    """{bucket: {sample: visits}} of the steps that stand, samples never visited included, on a data set that was whole before the first.
+    Raises ValueError when a step's own count of consumed samples is not the sum of the steps up to it."""
+    stages = {stage.name: stage for stage in config.curriculum.stages}
+    steps: Counter[str] = Counter()
     positions: Counter[str] = Counter()
     for line in metrics:
-        own = stages[line["stage"]][0].bucket
-        positions.update({part.bucket: part.samples for part in stages[line["stage"]]})
-        if positions[own] != line["samples_consumed"]:
-            raise ValueError(f"step {line['step']} has consumed {line['samples_consumed']} samples of {own}, not {positions[own]}")
+        parts = ingredients(stages[line["stage"]].at(steps[line["stage"]]), dataset.manifest.spec.stride)
+        steps[line["stage"]] += 1
+        positions.update({part.bucket: part.samples for part in parts})
+        if positions[parts[0].bucket] != line["samples_consumed"]:
+            told = f"step {line['step']} has consumed {line['samples_consumed']} samples of {parts[0].bucket}"
+            raise ValueError(f"{told}, not {positions[parts[0].bucket]}")
     found = {}
     for bucket, count in positions.items():
         data = dataset.split(bucket, "train", config.seed)

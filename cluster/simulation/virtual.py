@@ -88,11 +88,16 @@ class Virtual:
         self.events.append({"time": min(self.now, self.cluster.seconds), "event": kind, **fields})
 
     @property
-    def nodes(self) -> int:
-        """Nodes that live, as far as the job has use for them."""
+    def standing(self) -> int:
+        """Nodes that live, spares included."""
         while self.away and self.away[0] <= self.now:
             heapq.heappop(self.away)
-        return min(self.cluster.nodes, self.cluster.nodes + self.cluster.spares - len(self.away))
+        return self.cluster.nodes + self.cluster.spares - len(self.away)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that live, as far as the job has use for them."""
+        return min(self.cluster.nodes, self.standing)
 
     def generation(self) -> None:
         """From the last commit until the stage ends, a fault or a move."""
@@ -199,12 +204,10 @@ class Virtual:
         while self.coming < len(self.faults) and self.faults[self.coming].time <= until:
             fault = self.faults[self.coming]
             self.coming += 1
-            alive = self.nodes
-            if fault.kind != "process":
+            place, standing, used = fault.place * (self.cluster.nodes + self.cluster.spares), self.standing, self.nodes
+            if fault.kind != "process" and place < standing:
                 heapq.heappush(self.away, max(self.now, fault.time) + fault.repair)
-            total = self.cluster.nodes + self.cluster.spares
-            idle = fault.place * total >= alive and fault.kind != "process"  # it meets a spare node
-            if fault.time <= self.now or idle:  # nothing runs that could break
+            if fault.time <= self.now or place >= used:  # nothing runs that could break: it is a spare node, or one that is broken
                 continue
             self.now = fault.time
             self.settle()

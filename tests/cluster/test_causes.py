@@ -81,7 +81,7 @@ def test_what_a_traceback_ends_with_names_the_cause(said: str, cause: str) -> No
         (End(1, 3), "exit"),
         (End(1, None, detail="gone"), "seat"),
         (
-            End(1, None, detail="root causes: (1) The process is killed by SIGKILL by OOM killer due to"),
+            End(1, None, detail="its worker process has died. Some common causes: killed by the OOM killer, its node died"),
             "seat",
         ),
         (End(1, None, detail="The actor is dead because its node has died. Node Id: 7a"), "node"),

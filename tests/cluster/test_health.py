@@ -44,7 +44,7 @@ def test_a_folder_is_shared_where_the_file_is_there_and_another_can_be_written(t
     (tmp_path / ".videomar-probe-t").touch()
     assert shares(tmp_path, "t")
     assert not shares(tmp_path / "elsewhere", "t")
-    assert looked_at([str(tmp_path), "/proc"], "t")["unseen"] == ["/proc"]
+    assert looked_at([str(tmp_path), "/proc"], "t")["unseen"] == ("/proc",)
 
 
 @pytest.mark.timeout(120)

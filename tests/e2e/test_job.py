@@ -152,6 +152,24 @@ def test_a_second_start_attaches_and_leaving_it_leaves_the_run_alone(tmp_path: P
     assert_every_step_once(folder, 208)
 
 
+def test_a_live_run_is_stopped_from_outside_with_a_commit_of_its_last_step(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "toy"
+    process = start(LONGER, tmp_path)
+    wait_until(lambda: in_stage("longer", 4)(folder), process)
+    code, out, err = run(["stop", *LONGER], tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("stopped; the command that started the run continues it")
+    code, _, err = finish(process)
+    assert (code, err) == (1, "stopped; the same command continues from the last commit\n")
+    last = lines(folder / "metrics.jsonl")[-1]["step"]
+    assert last < 208
+    commits = [event for event in lines(folder / "events.jsonl") if event["event"] == "commit"]
+    assert (commits[-1]["step"], commits[-1]["reason"]) == (last, "told to leave")
+    code, _, err = run(["stop", *LONGER], tmp_path)
+    assert code == 2
+    assert "no run is live in runs/toy" in err
+
+
 def test_a_follower_sees_the_end_of_a_run_whose_controller_was_killed(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "toy"
     process = start(LONGER, tmp_path)

@@ -17,7 +17,7 @@ h1{font-size:1.5rem;margin:.5rem 0;overflow-wrap:anywhere}h2{font-size:1.15rem;m
 p{overflow-wrap:anywhere}a{color:var(--link)}.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .8rem .25rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 .bars td:last-child{width:20rem}.bar{height:.9em;min-width:2px;margin-top:.3em;background:var(--c3)}
-.bars{margin-bottom:1.5rem}.bars tr:first-child .bar{background:var(--c2)}
+.bars{margin-bottom:1.5rem}.bars td:nth-child(n+2){white-space:nowrap}.bars tr:first-child .bar{background:var(--c2)}
 .muted,figcaption{color:var(--muted)}img,video{max-width:100%;height:auto}video{width:min(100%,40rem)}
 figure{margin:0 0 1.25rem}svg{display:block;width:100%;min-width:640px;max-width:900px;height:auto;font-size:12px}.wide img{min-width:640px}
 .chart figcaption{color:inherit}.chart output{display:block;min-height:1.5em;overflow-wrap:anywhere}.legend{margin-left:.5rem}

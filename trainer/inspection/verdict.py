@@ -26,7 +26,7 @@ def time_bars(account: Goodput) -> str:
     if account.wall <= 0:
         return ""
     shares = [("steps that count", account.productive), *((IN_WORDS[cause], seconds) for cause, seconds in account.lost.items())]
-    rows = "".join(bar(name, seconds, seconds / account.wall) for name, seconds in shares if seconds > 0)
+    rows = "".join(bar(name, seconds, seconds / account.wall) for name, seconds in shares if seconds >= 0.05)
     region = '<div class="wide" tabindex="0" role="region" aria-label="where the time went">'
     return (
         f"<p>Goodput {account.ratio:.1%}: {account.productive:.1f} of {account.wall:.1f} s of wall time went into steps that count.</p>"
