@@ -22,6 +22,7 @@ SAYS = {
 SEAT_SAYS = {
     "preempted": r"preempted",
     "out_of_memory": r"low on memory|OutOfMemory",  # by Ray's own watch; it names "the OOM killer" for whatever it cannot explain
+    "seat": r"its worker process has died",  # Ray goes on to guess at nodes
     "node": r"node (has )?(died|failed|terminated|is dead|was (terminated|lost|removed))|node death|does not answer|did not start",
 }
 WAITS_FOR_PEERS = re.compile(r"torch/distributed/|deepspeed/comm/|distributed_c10d|torch/cuda/(streams|__init__)")

@@ -51,6 +51,7 @@ RECIPE = [
     "train.evaluate_samples=4",
     "train.max_restarts=8",
     "cluster.silence=4",
+    "cluster.min_workers=1",
     "sample.videos=2",
     "sample.iterations=2",
     "sample.head_steps=4",

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray._private.state import state as ray_state  # the one place that says which nodes Ray is draining
@@ -131,10 +131,12 @@ class Gang:
             for node in ray.nodes()
             if node["Alive"]
         }
-        self._dead = {name for name in self._dead if name in nodes and not _answers(nodes[name].address)}
+        self._dead = {name for name in self._dead if name in nodes and _probe(nodes[name].address) != "answers"}
+        seated = {held.node for held in self._held} & nodes.keys()
+        self._dead |= {name for name in seated if _probe(nodes[name].address) == "refuses"}  # Ray would need many seconds to say so
         self._nodes = {name: node for name, node in nodes.items() if name not in self._dead}
-        for name, node in self._nodes.items():
-            self._say(name, "draining" if node.draining else "marked" if self._marked(name) else "joined")
+        for name in self._nodes:
+            self._say(name, "draining" if not self._stays(name) else "marked" if self._marked(name) else "joined")
         for name in set(self._said) - set(self._nodes):
             self._say(name, "lost")
 
@@ -162,15 +164,14 @@ class Gang:
         else:
             if held.warm:
                 self._leaving[held.node] = time.monotonic() + LEAVE_SECONDS
-                self._say(held.node, "draining")
             else:
                 held.warm, held.facts = True, answer
                 self._failures.pop(held.node, None)
             held.waiting = held.seat.remain.remote()
 
     def _doubt(self, node: str) -> None:
-        """A node has lost a seat: whether it lives itself is asked there. Ray would need many seconds to say."""
-        if node in self._nodes and not _answers(self._nodes[node].address):
+        """A node has lost a seat: whether it lives itself is asked there."""
+        if node in self._nodes and _probe(self._nodes[node].address) != "answers":
             self._dead.add(node)
             del self._nodes[node]
 
@@ -198,19 +199,20 @@ class Gang:
     def gather(self, minimum: int, seconds: float, all_of_them: bool, look: Callable[[], None], say: Callable[[str], None]) -> None:
         """Wait for `minimum` seats, or for all_of_them that are starting too. `look` refreshes, and may raise. Says what is missing.
 
-        Raises UserError when they have not come within `seconds`, or no node takes any more.
+        Raises UserError when no other has started for `seconds`, or no node takes any more.
         """
         began, told = time.monotonic(), False
         while True:
             look()
             if len(self.ready) >= minimum and not (all_of_them and self.starting):
                 return
+            began = time.monotonic() if self.starting else began
             waited = time.monotonic() - began
             hopeless = bool(self._nodes) and all(self._marked(node) for node in self._nodes)
             if not self.starting and (waited > seconds or hopeless):
                 remedy = "lower cluster.min_workers or cluster.cpus_per_worker, or add nodes"
                 raise UserError(f"{self._shortage(minimum)} after {waited:.0f} s: {remedy}")
-            if not self.starting and not told and waited > SAY_SECONDS:
+            if not told and waited > SAY_SECONDS:
                 told = True
                 say(f"{self._shortage(minimum)}: waiting up to {seconds:.0f} s for more")
             time.sleep(TICK_SECONDS)
@@ -228,10 +230,12 @@ def _free() -> dict[str, dict[str, float]]:
     return ray_state.available_resources_per_node()
 
 
-def _answers(address: tuple[str, int]) -> bool:
-    """Whether a node's raylet listens."""
+def _probe(address: tuple[str, int]) -> Literal["answers", "refuses", "silent"]:
+    """What a node's raylet does: it refuses where the machine lives without it, and is silent where nothing comes through."""
     try:
         socket.create_connection(address, timeout=PROBE_SECONDS).close()
+    except ConnectionRefusedError:
+        return "refuses"
     except OSError:
-        return False
-    return True
+        return "silent"
+    return "answers"

@@ -21,6 +21,7 @@ RETRY_SECONDS = 0.2
 START_SECONDS = 180.0  # for a seat that may still be importing
 ANSWER_SECONDS = 5.0  # for an account, or for the end of a process, besides the grace it has been granted
 NO_ACCOUNT = f"asked what its rank does, it said nothing for {ANSWER_SECONDS:.0f} s"
+AT_ONCE, AT_THE_NEXT_COMMIT = "at once", "at the next commit"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def run(
     Rank r gets payloads[r] | {rank, world, host, port, generation}; rank 0 also the listening socket of (host, port).
     on_message(rank, message) sees every report in the order of its rank. The first process that fails ends the rest;
     so does one that is silent for too long (cluster/vigil.py; `silence` seconds at least), a seat that does not answer
-    for `seat_silence` seconds. Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after
-    `grace_seconds`. So does an answer of should_stop(), asked every TICK_SECONDS; a group that is asked to end has finished.
+    for `seat_silence` seconds. should_stop(), asked every TICK_SECONDS, may say AT_ONCE or AT_THE_NEXT_COMMIT: the group
+    is ended then, and has finished.
+    Any exception in this process (Ctrl-C above all) stops the group: SIGTERM, and SIGKILL after `grace_seconds`.
     """
     try:
         group = Group(seats, on_message)
@@ -68,8 +70,7 @@ def run(
         for rank, message in _messages(group.running, poll_seconds, seat_silence):
             if message is not None:
                 group.take(rank, message)
-            if not group.stopped and should_stop():
-                group.stop(grace_seconds)
+            group.stop_if(should_stop(), message, grace_seconds)
     except BaseException:
         _ask(seats, "stop", grace_seconds)
         raise
@@ -86,7 +87,7 @@ class Group:
         self._ends: list[End] = []
         self._accounts: dict[int, Account] = {}
         self._detected = 0.0
-        self.stopped = False
+        self._stopped = False
 
     def start(self, target: str, payloads: Sequence[Message], generation: int, silence: float) -> None:
         """Start every rank; a seat that does not answer counts as lost, and the rest ends."""
@@ -121,10 +122,14 @@ class Group:
             self._last[rank] = message
             self._on_message(rank, message)
 
-    def stop(self, grace: float) -> None:
-        """End every rank in order."""
-        self.stopped = True
-        _ask(list(self.running.values()), "stop", grace)
+    def stop_if(self, wish: str | None, message: Message | None, grace: float) -> None:
+        """End the group if that is wished now; a wish for the next commit is granted when rank 0 tells of one."""
+        if wish is None or self._stopped:
+            return
+        committed = message is not None and message["kind"] == "event" and message["event"] == "commit"
+        if wish != AT_THE_NEXT_COMMIT or committed:
+            self._stopped = True
+            _ask(list(self.running.values()), "kill" if committed else "stop", grace)
 
     def outcome(self) -> Outcome:
         cause = first_cause(self._ends)
@@ -135,7 +140,7 @@ class Group:
             traceback=cause.detail if cause and cause.code is not None else "",
             lost=tuple(sorted({end.rank for end in self._ends if end.code is None})),
             messages=tuple(self._last),
-            stopped=self.stopped and cause is None,
+            stopped=self._stopped and cause is None,
             cause=cause.cause if cause else "",
             section=cause.section if cause else "",
             happened=cause.happened if cause else 0.0,

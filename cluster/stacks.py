@@ -21,7 +21,8 @@ def dump(pid: int, log: Path) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode == 0:
-            return done.stdout
+            head, found, threads = done.stdout.partition("\nThread ")  # the head repeats the whole command line
+            return f"Thread {threads}" if found else head
         problem = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)

@@ -50,6 +50,19 @@ def commit_on_sigterm(payload: Payload, report: Report, listener: Listener) -> N
     time.sleep(600)
 
 
+def commit_after_a_while(payload: Payload, report: Report, listener: Listener) -> None:
+    report({"kind": "up", "pid": os.getpid()})
+    time.sleep(2)
+    report({"kind": "event", "event": "commit"})
+    time.sleep(600)
+
+
+def eat_memory(payload: Payload, report: Report, listener: Listener) -> None:
+    eaten = []
+    while True:
+        eaten.append(b"x" * (8 << 20))
+
+
 def ignore_sigterm(payload: Payload, report: Report, listener: Listener) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report({"kind": "up", "pid": os.getpid()})

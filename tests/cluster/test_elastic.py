@@ -24,11 +24,11 @@ def hosts() -> Iterator[Hosts]:
 
 
 def test_more_workers_than_the_cluster_holds_are_waited_for_and_then_given_up_in_one_line(hosts: Hosts, tmp_path: Path) -> None:
-    process = start([*recipe(tmp_path, "large"), "cluster.workers=3", "cluster.wait_seconds=4"], hosts)
+    process = start([*recipe(tmp_path, "large"), "cluster.workers=4", "cluster.wait_seconds=4"], hosts)
     out = process.communicate(timeout=240)[0]
     assert process.returncode == 2
-    assert "cluster.min_workers=3 needs 3 x 1 CPUs, but 2 seats are there and Ray has 0 of 2 CPUs free: waiting up to 4 s for more" in out
-    assert "error: cluster.min_workers=3 needs 3 x 1 CPUs" in out.splitlines()[-1]
+    assert "cluster.min_workers=4 needs 4 x 1 CPUs, but 2 seats are there and Ray has 0 of 2 CPUs free: waiting up to 4 s for more" in out
+    assert "error: cluster.min_workers=4 needs 4 x 1 CPUs" in out.splitlines()[-1]
 
 
 def test_a_run_that_loses_and_gains_a_node_and_loses_a_worker_and_its_controller_is_the_undisturbed_run(

@@ -140,11 +140,12 @@ def test_a_seat_that_does_not_answer_is_lost(run: Run, seats: Seats) -> None:
     assert Run(seats, run.folder)("ring").finished
 
 
-def test_a_group_ends_in_order_when_it_is_asked_to(run: Run) -> None:
-    run.should_stop = lambda: "grow" if len(run.messages) == 2 else None  # type: ignore[method-assign]
-    outcome = run("commit_on_sigterm", world=2, commit=str(run.folder / "commit"))
+@pytest.mark.parametrize("wish", [generation.AT_ONCE, generation.AT_THE_NEXT_COMMIT])
+def test_a_group_ends_early_when_it_is_asked_to(run: Run, wish: str) -> None:
+    run.should_stop = lambda: wish if run.messages else None  # type: ignore[method-assign]
+    outcome = run("commit_after_a_while", world=2)
     assert (outcome.finished, outcome.stopped) == (True, True)
-    assert (run.folder / "commit").read_text() == "whole"
+    assert any(message["kind"] == "event" for _, message in run.messages) == (wish == generation.AT_THE_NEXT_COMMIT)
 
 
 def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
