@@ -112,7 +112,7 @@ def starts(happened: Sequence[Record]) -> list[tuple[float, float]]:
         if event["event"] == "generation":
             since = since if not found else event["time"]
             own = [later for later in happened[place:] if later.get("generation") == event["generation"]]
-            passed = {each["name"]: each["at"] for each in own if each["event"] == "milestone"}
+            passed = {each["name"]: each.get("at", each["time"]) for each in own if each["event"] == "milestone"}
             layout = next((each["time"] for each in own if each["event"] == "layout"), None)
             if layout is not None:
                 built = passed.get("built", layout)

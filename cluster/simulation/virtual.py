@@ -86,7 +86,7 @@ class Virtual:
         return goodput(self.events, self.steps, end)
 
     def tell(self, kind: str, **fields: Any) -> None:
-        self.events.append({"time": min(self.now, self.cluster.seconds), "event": kind, **fields})
+        self.events.append({"time": min(self.now, self.cluster.seconds), "event": kind, "generation": self.generations, **fields})
 
     @property
     def standing(self) -> int:
@@ -106,12 +106,12 @@ class Virtual:
         self.generations += 1
         while (plan := self.job.speed(self.committed.stage, nodes := self.nodes)) is None:
             self.wait_for_nodes()
-        self.tell("generation", generation=self.generations, world=plan[0])
+        self.tell("generation", world=plan[0])
         for seconds, milestone in ((self.price.start, "built"), (self.price.load if self.committed.step else 0.0, "loaded")):
             if self.strikes(self.now + seconds):
                 return
             self.now += seconds
-            self.tell("milestone", name=milestone, generation=self.generations)
+            self.tell("milestone", name=milestone)
         self.begin()
         self.train(*plan, nodes)
 
