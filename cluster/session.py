@@ -74,6 +74,8 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
                 temp_dir = None
             _join(address)
         cleanup.callback(ray.shutdown)
+        # Ray has put a handler before Python's that prints a stack and aborts the process three seconds later.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         yield Session(
             address=ray.get_runtime_context().gcs_address,
             folder=temp_dir,
@@ -107,12 +109,6 @@ def _join(address: str) -> None:
         raise Unreachable(f"no Ray answers at {address}: start one (ray start --head) or unset RAY_ADDRESS") from error
     except ValueError as error:  # a malformed address, or a job whose runtime_env sets PYTHONPATH itself
         raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
-
-
-def forgive_sigterm() -> None:
-    """To be called by whoever handles SIGTERM: Ray's own handler, which comes first, sets an alarm that aborts the process three seconds
-    later."""
-    signal.alarm(0)
 
 
 def _token(folder: Path) -> str:
