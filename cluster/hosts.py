@@ -7,6 +7,7 @@ It never touches another Ray: own ports, own folder, and processes are found by 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cluster.child import PR_SET_PDEATHSIG
 from data_pipeline.errors import UserError
 
 MARK = "VIDEOMAR_HOST"
@@ -162,7 +164,9 @@ class Hosts:
         command = [*self.within(side), *ray, *common, "--object-store-memory=200000000", *options]
         environment = self.environment | {MARK: self._mark_of(name)}
         with self._log(name).open("wb") as log:
-            self._started[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self._started[name] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent
+            )
 
     def _end(self, name: str) -> None:
         mark = self._mark_of(name)
@@ -173,6 +177,11 @@ class Hosts:
                         os.kill(pid, number)
             time.sleep(0.02)
         self._started[name].wait()
+
+
+def _end_with_parent() -> None:
+    """In a child: SIGTERM, at which Ray ends what it has started, when this process is killed and cannot do it."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def marked(mark: str) -> list[int]:
