@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -20,14 +20,14 @@ from trainer.sizing import planned_model
 
 Record = dict[str, Any]
 RESULTS = "tests/benchmarks/results/2026-11-22-cpu-"
-RECOVERY, CHECKPOINT = f"{RESULTS}recovery.json", f"{RESULTS}checkpoint-toy.json"
+CHAOS, CHECKPOINT = f"{RESULTS}chaos.json", f"{RESULTS}checkpoint-toy.json"
 # By key of the recipe: the file and what in it is added up.
 SOURCES = {
-    "detect_seconds": (RECOVERY, ("seconds.worker.detect",)),
-    "detect_node_seconds": (RECOVERY, ("seconds.node.detect",)),
-    "replan_seconds": (RECOVERY, ("seconds.worker.draw",)),
-    "start_seconds": (RECOVERY, ("seconds.worker.forked", "seconds.worker.grouped", "seconds.worker.built")),
-    "load_seconds": (RECOVERY, ("seconds.worker.loaded",)),
+    "detect_seconds": (CHAOS, ("seconds.process.detect",)),
+    "detect_node_seconds": (CHAOS, ("seconds.node.detect",)),
+    "replan_seconds": (CHAOS, ("seconds.process.draw",)),
+    "start_seconds": (CHAOS, ("seconds.process.forked", "seconds.process.grouped", "seconds.process.built")),
+    "load_seconds": (CHAOS, ("seconds.process.loaded",)),
     "copy_bytes_per_second": (CHECKPOINT, ("sizes.toy.copy_bytes_per_second",)),
     "storage_bytes_per_second": ("an assumption", ()),
 }
@@ -79,43 +79,70 @@ class Measured:
 
 def measured(happened: Sequence[Record], metrics: Sequence[Record]) -> Measured:
     """The constants of a run. Raises UserError when it made no step."""
-    if not metrics:
+    if not metrics or not any(event["event"] == "layout" for event in happened):
         raise UserError("simulate.measured: this run has made no step, there is nothing to measure")
     sampling = sum(seconds for cause, seconds in spans(happened, None) if cause == "other")
     account = goodput(happened, metrics)
     lost = account.lost | {"other": account.lost["other"] - sampling}
-    groups = [place for place, event in enumerate(happened) if event["event"] == "generation" and "showcase" not in event.get("target", "")]
-    until_second = happened[: groups[1]] if len(groups) > 1 else happened
-    first = sum(seconds for cause, seconds in spans(until_second, None) if cause == "start")
-    restarts = max(1, len(groups) - 1)
-    start = (lost["start"] - first) / restarts
+    found, pauses = broken(happened)
+    first, *later = starts(happened)
+    start, load = (fmean(part) for part in zip(*(later or [first]), strict=True))
+    trial = sum(event["seconds"] for event in happened if event["event"] == "preflight")
     done = len(metrics) + sum(event.get("recomputed", 0) for event in happened)
     price = Price(
         detect=0.0,  # each fault has its own
         detect_node=0.0,
-        replan=lost["replan"] / restarts,
+        replan=fmean(pauses or [0.0]),
         start=start,
-        load=lost["load"] / restarts,
+        load=load,
         commit=0.0,
         durable=fmean([event["seconds"] for event in happened if event["event"] == "commit"] or [0.0]),
         data=fmean(step["data_seconds"] for step in metrics),
         idle=(lost["other"] + lost["checkpoint"]) / done,
-        first=max(0.0, first - start),
+        first=max(0.0, first[0] + trial - start),
     )
-    return Measured(price, by_stage(metrics), tuple(broken(happened)), Goodput(account.productive, lost))
+    return Measured(price, by_stage(metrics), tuple(found), Goodput(account.productive, lost))
 
 
-def broken(happened: Sequence[Record]) -> Iterator[Fault]:
-    """When something broke, in seconds of wall time, and how long it took until the group, or the controller, was gone. A start by hand
-    ends a pause, which is nobody's time."""
-    begun = pauses = last = 0.0
+def starts(happened: Sequence[Record]) -> list[tuple[float, float]]:
+    """(seconds until the engine was built, seconds of loading) of every group that came so far; the first's from the run's start on."""
+    found = []
+    since = next(event["time"] for event in happened if event["event"] == "start")
+    for place, event in enumerate(happened):
+        if event["event"] == "generation":
+            since = since if not found else event["time"]
+            own = [later for later in happened[place:] if later.get("generation") == event["generation"]]
+            passed = {each["name"]: each.get("at", each["time"]) for each in own if each["event"] == "milestone"}
+            layout = next((each["time"] for each in own if each["event"] == "layout"), None)
+            if layout is not None:
+                built = passed.get("built", layout)
+                found.append((built - since, passed.get("loaded", built) - built))
+    return found
+
+
+def broken(happened: Sequence[Record]) -> tuple[list[Fault], list[float]]:
+    """(what broke: when, in seconds of wall time, how long until the group or the controller was gone, how long to the next group's start;
+    how long that took where nothing was broken). A start by hand ends a pause, which is nobody's time."""
+    found: list[Fault] = []
+    pauses: list[float] = []
+    begun = away = last = ended = 0.0
+    fault: Fault | None = None
     for event in happened:
-        now, last_sign = event["time"], event.get("happened", event["time"])
-        if event["event"] == "start" and "happened" not in event:
-            begun, pauses = begun or now, pauses + (now - last if begun else 0.0)
-        if event["event"] == "failure" or (event["event"] == "start" and last):
-            yield Fault(min(last_sign, now) - begun - pauses, "process", detect=now - last_sign)
+        now, kind, last_sign = event["time"], event["event"], event.get("happened", event["time"])
+        if kind == "start" and "happened" not in event:
+            begun, away = begun or now, away + (now - last if begun else 0.0)
+        if kind == "failure" or (kind == "start" and last):
+            fault = Fault(min(last_sign, now) - begun - away, "process" if kind == "failure" else "controller", detect=now - last_sign)
+        if kind in ("failure", "start", "promotion", "roll_back") or (kind == "resize" and not fault):
+            ended = now
+        if kind == "generation":
+            if fault:
+                found.append(replace(fault, replan=now - ended))
+            elif ended != begun:
+                pauses.append(now - ended)
+            fault = None
         last = now
+    return found, pauses
 
 
 def by_stage(metrics: Sequence[Record]) -> dict[str, float]:

@@ -74,6 +74,7 @@ class Virtual:
     steps: list[Record] = field(default_factory=list)
     coming: int = 0  # the next fault's place in `faults`
     generations: int = 0
+    pause: float = 0.0  # from the end of the last generation to the start of the next
 
     def live(self) -> Goodput:
         """The whole run, and its account."""
@@ -85,7 +86,7 @@ class Virtual:
         return goodput(self.events, self.steps, end)
 
     def tell(self, kind: str, **fields: Any) -> None:
-        self.events.append({"time": min(self.now, self.cluster.seconds), "event": kind, **fields})
+        self.events.append({"time": min(self.now, self.cluster.seconds), "event": kind, "generation": self.generations, **fields})
 
     @property
     def standing(self) -> int:
@@ -101,16 +102,16 @@ class Virtual:
 
     def generation(self) -> None:
         """From the last commit until the stage ends, a fault or a move."""
-        self.now += self.price.replan if self.generations else 0.0
+        self.now, self.pause = self.now + self.pause, self.price.replan
         self.generations += 1
         while (plan := self.job.speed(self.committed.stage, nodes := self.nodes)) is None:
             self.wait_for_nodes()
-        self.tell("generation", generation=self.generations, world=plan[0])
+        self.tell("generation", world=plan[0])
         for seconds, milestone in ((self.price.start, "built"), (self.price.load if self.committed.step else 0.0, "loaded")):
             if self.strikes(self.now + seconds):
                 return
             self.now += seconds
-            self.tell("milestone", name=milestone, generation=self.generations)
+            self.tell("milestone", name=milestone)
         self.begin()
         self.train(*plan, nodes)
 
@@ -207,9 +208,10 @@ class Virtual:
             place, standing, used = fault.place * (self.cluster.nodes + self.cluster.spares), self.standing, self.nodes
             if fault.kind != "process" and place < standing:
                 heapq.heappush(self.away, max(self.now, fault.time) + fault.repair)
-            if fault.time <= self.now or place >= used:  # nothing runs that could break: it is a spare node, or one that is broken
+            asleep = fault.time <= self.now and fault.detect is None  # a fault that was measured has met a group
+            if asleep or place >= used:  # nothing runs that could break, or it is a spare node, or one that is broken
                 continue
-            self.now = fault.time
+            self.now = max(self.now, fault.time)
             self.settle()
             self.end(fault)
             return True
@@ -222,8 +224,9 @@ class Virtual:
             self.leave()
             return
         detect = self.price.detect if fault.kind == "process" else self.price.detect_node
-        self.now += detect if fault.detect is None else fault.detect
-        self.tell("failure", happened=min(fault.time, self.cluster.seconds), cause=fault.kind)
+        happened, self.now = self.now, self.now + (detect if fault.detect is None else fault.detect)
+        self.tell("failure", happened=min(happened, self.cluster.seconds), cause=fault.kind)
+        self.pause = self.price.replan if fault.replan is None else fault.replan
 
 
 def line(step: int, stage: str, seconds: float, data: float, saving: float) -> Record:

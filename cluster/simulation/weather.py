@@ -11,14 +11,15 @@ SECONDS = 3600.0  # per hour
 @dataclass(frozen=True)
 class Fault:
     """At `time` (seconds since the start) something breaks. kind: process (the node stays), node (it is away for `repair` seconds) or
-    preempted (as node, but it says so in time for a commit). place: where, from 0 to 1 over all nodes; detect: seconds until the group has
-    ended, where it is not the policy that says so."""
+    preempted (as node, but it says so in time for a commit). place: where, from 0 to 1 over all nodes. Of a fault that was measured:
+    detect and replan, seconds until the group had ended and from there to the next one's start."""
 
     time: float
     kind: str
     place: float = 0.0
     repair: float = 0.0
     detect: float | None = None
+    replan: float | None = None
 
 
 def faults(seed: int, hours: float, mtbf_hours: float, node_share: float, preempted_share: float, repair_hours: float) -> tuple[Fault, ...]:

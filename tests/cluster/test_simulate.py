@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import simulate
-from cluster.simulation.constants import BYTES_PER_PARAMETER, CHECKPOINT, SOURCES, measured, predicted
+from cluster.simulation.constants import BYTES_PER_PARAMETER, CHAOS, CHECKPOINT, SOURCES, measured, predicted
 from data_pipeline.errors import UserError
 from trainer.config import load
 from trainer.sections import SimulateSection
@@ -63,6 +63,12 @@ def test_a_run_is_predicted_from_its_own_records() -> None:
     constants = measured(run.events, run.steps)
     assert len(constants.faults) > 4
     assert predicted(config, constants).ratio == pytest.approx(constants.account.ratio, rel=0.05)
+
+
+def test_three_measured_chaos_runs_were_predicted_within_5_percent() -> None:
+    told = json.loads((REPOSITORY / CHAOS).read_text())["predictions"]
+    assert len(told) >= 3
+    assert all(abs(run["predicted"]["ratio"] / run["measured"]["ratio"] - 1) <= 0.05 for run in told)
 
 
 @pytest.mark.parametrize(
