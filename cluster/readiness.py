@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cluster import dataset as datasets
 from cluster.checks import check_samples, shortage
 from cluster.dataset import EncodeJob
-from cluster.encode import DRAIN_SECONDS, Progress, encode_dataset
+from cluster.encode import Progress, encode_dataset
 from data_pipeline import growth
 from data_pipeline.encode import Chunk, plan_chunks
 from data_pipeline.loader import Dataset
@@ -23,6 +23,8 @@ from data_pipeline.records import ChunkRecord
 from trainer.config import RunConfig
 from trainer.curriculum import Latents, Stage
 from trainer.sizing import latents_of
+
+CLOSE_SECONDS = 5.0  # for chunks that were begun, when the run is stopped
 
 
 @dataclass
@@ -135,10 +137,10 @@ class Feed:
         self.cpus, self.gpus = cpus, gpus
 
     def close(self) -> None:
-        """Finish the chunks that were begun, for DRAIN_SECONDS at most, and end the thread. The others are left for the next start."""
+        """Finish the chunks that were begun, for CLOSE_SECONDS at most, and end the thread. The others are left for the next start."""
         self._closed = time.monotonic()
         if self._thread.is_alive():
-            self._thread.join(DRAIN_SECONDS + 5)  # fitting a tokenizer knows no end before its own
+            self._thread.join(CLOSE_SECONDS + 5)  # fitting a tokenizer knows no end before its own
 
     def _supply(self, stage: int) -> Supply:
         return self.supplies[list(self.jobs).index(self._latents[stage])]
@@ -160,7 +162,7 @@ class Feed:
         job, gpus = supply.job, self.gpus
 
         def draining() -> bool:
-            if time.monotonic() > self._closed + DRAIN_SECONDS:
+            if time.monotonic() > self._closed + CLOSE_SECONDS:
                 raise InterruptedError(f"encoding of {job.folder} was stopped")
             return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
 
