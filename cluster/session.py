@@ -58,6 +58,7 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
     Raises UserError when the address cannot be reached.
     """
     started = time.monotonic()
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.ExitStack() as cleanup:
         if address is None:
             if temp_dir is None:
@@ -137,7 +138,6 @@ def _probe(address: str) -> None:
 def _common() -> dict[str, Any]:
     """Settings of every connection: workers import this repository's packages; Ray's notes to its developers and what
     its workers print stay in its log files."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
     return {
         "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
         "log_to_driver": False,
