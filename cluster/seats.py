@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from cluster import child, health, session
+from cluster import child, health
 from cluster.forked import Process, forking
 from cluster.session import REPOSITORY
 from trainer.exporter import Endpoint
@@ -33,7 +33,7 @@ class Seat:
         self._process: Process | None = None
         self._meter: Meter | None = None
         self._leaving = threading.Event()
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, lambda number, frame: self._leaving.set())
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         if not ray.get_gpu_ids():
@@ -120,10 +120,6 @@ class Seat:
             self._meter = Meter(payload["config"]["run"]["name"])
             Endpoint(self._meter, metrics["host"], metrics["port"])
         return self._meter
-
-    def _hear(self, number: int, frame: Any) -> None:
-        session.forgive_sigterm()
-        self._leaving.set()
 
     def _started(self) -> Process:
         assert self._process is not None, "nothing was started on this seat"

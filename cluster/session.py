@@ -58,6 +58,7 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
     Raises UserError when the address cannot be reached.
     """
     started = time.monotonic()
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.ExitStack() as cleanup:
         if address is None:
             if temp_dir is None:
@@ -74,6 +75,8 @@ def connect(address: str | None, cpus: int, temp_dir: str | None = None) -> Iter
                 temp_dir = None
             _join(address)
         cleanup.callback(ray.shutdown)
+        # Ray has put a handler before Python's that prints a stack and aborts the process three seconds later.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         yield Session(
             address=ray.get_runtime_context().gcs_address,
             folder=temp_dir,
@@ -109,12 +112,6 @@ def _join(address: str) -> None:
         raise UserError(f"Ray at {address} cannot be joined: {str(error).splitlines()[0]}") from error
 
 
-def forgive_sigterm() -> None:
-    """To be called by whoever handles SIGTERM: Ray's own handler, which comes first, sets an alarm that aborts the process three seconds
-    later."""
-    signal.alarm(0)
-
-
 def _token(folder: Path) -> str:
     try:
         return (folder / TOKEN).read_text()
@@ -141,7 +138,6 @@ def _probe(address: str) -> None:
 def _common() -> dict[str, Any]:
     """Settings of every connection: workers import this repository's packages; Ray's notes to its developers and what
     its workers print stay in its log files."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
     return {
         "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
         "log_to_driver": False,

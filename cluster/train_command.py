@@ -73,7 +73,6 @@ def watched(actor: ActorHandle, terminal: Terminal) -> End:
     try:
         return attach.follow(actor, terminal)
     except (KeyboardInterrupt, SystemExit):
-        session.forgive_sigterm()
         terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
         return End(0)
 
@@ -83,7 +82,6 @@ def steered(actor: ActorHandle, terminal: Terminal, private: bool) -> End:
     try:
         return attach.follow(actor, terminal)
     except BaseException:
-        session.forgive_sigterm()
         try:
             ray.get(actor.stop.remote())
         except RayActorError:
