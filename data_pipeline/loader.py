@@ -72,7 +72,7 @@ class Dataset:
 
     def new_vectors(self, key: str) -> np.ndarray | None:
         """The text vectors [k, E] of a sample whose source has a newer caption than the sample itself."""
-        place = self.new_captions.get(source_of(key))
+        place = self.new_captions.get(source_of(key)) if self.new_captions else None
         return None if place is None else place[0].text(place[1])
 
     def split(self, bucket: str, split: str, seed: int) -> "SampleSet":
@@ -135,15 +135,16 @@ class SampleSet:
         latents = np.empty((len(places), frames, height, width, spec.channels), np.float32)
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
-        mean, scale = manifests.by_frame(frames, self._dataset.manifest.statistics)
-        exact = np.empty(latents.shape[1:])  # as manifests.normalise computes, but in place
+        mean, factor = manifests.normalisation(frames, self._dataset.manifest.statistics)
         by_shard: dict[int, list[int]] = {}
         for item, (shard, _) in enumerate(places):
             by_shard.setdefault(shard, []).append(item)
         for shard, items in by_shard.items():
             for item, parts in zip(items, self._reader(shard).read([places[item][1] for item in items]), strict=True):
-                np.subtract(np.moveaxis(unpack(parts["latent"]), 1, -1), mean, out=exact)
-                np.divide(exact, scale, out=latents[item], casting="same_kind")
+                raw = unpack(parts["latent"])  # as manifests.normalise computes, but in place and along the rows of memory
+                raw -= mean
+                raw *= factor
+                latents[item] = raw.transpose(0, 2, 3, 1)
                 vectors = self._dataset.new_vectors(self._reader(shard).key(places[item][1]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)

@@ -172,8 +172,14 @@ def summary(outcomes: Sequence[SourceRecord]) -> SourcesSummary:
 
 def normalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:
     """Raw latents [..., T, h, w, C] -> float32 with zero mean per kind and channel and unit scale per kind."""
-    mean, scale = by_frame(latents.shape[-4], statistics)
-    return ((latents - mean) / scale).astype(np.float32)
+    mean, factor = normalisation(latents.shape[-4], statistics)
+    return (latents.astype(np.float32) - mean[:, None, None, :, 0, 0]) * factor
+
+
+def normalisation(count: int, statistics: LatentStatistics) -> tuple[np.ndarray, np.ndarray]:
+    """float32 mean [T, C, 1, 1] and factor [T, 1, 1, 1] of `count` raw latent frames [T, C, h, w]: what they are less, then times."""
+    mean, scale = by_frame(count, statistics)
+    return np.moveaxis(mean, -1, 1).astype(np.float32), (1.0 / scale).astype(np.float32)
 
 
 def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray:

@@ -18,6 +18,7 @@ PATIENCE = 120.0  # seconds during which a call is repeated before it is given u
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries; doubled each time, and shortened at random
 TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 PART = 16 << 20  # bytes of one request of a large transfer
+TOGETHER = 4  # such requests at a time of one download
 SETTINGS = {
     "retries": {"total_max_attempts": 1},  # repeated here, once
     "request_checksum_calculation": "when_required",  # servers other than AWS's know no trailing checksums
@@ -138,7 +139,13 @@ def upload(source: Path, path: S3Path) -> None:
 
 
 def download(path: S3Path, target: Path) -> None:
-    retrying(path, lambda files: files.get_file(_plain(path), str(target), chunksize=PART))
+    """In groups of ranges, each in one piece: half as fast again as a stream, whose small reads are the price."""
+    bytes_ = size(path)
+    with target.open("wb") as file:
+        for group in range(0, bytes_, TOGETHER * PART):
+            starts = range(group, min(group + TOGETHER * PART, bytes_), PART)
+            for part in read_ranges(path, [(start, min(PART, bytes_ - start)) for start in starts]):
+                file.write(part)
 
 
 def delete(path: S3Path) -> None:

@@ -69,8 +69,8 @@ def list_files(folder: Location) -> Iterator[tuple[Location, int]]:
 
 
 @contextmanager
-def atomic(path: Location) -> Iterator[Path]:
-    """Yields a temporary local path; on leaving without an error its file becomes `path`, all at once and durably.
+def atomic(path: Location, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary local path; on leaving without an error its file becomes `path`, all at once and, if asked, durably.
 
     Locally the temporary is a hidden neighbour that is synced and renamed, for S3 a file that is uploaded.
     """
@@ -84,9 +84,11 @@ def atomic(path: Location) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            sync(temporary)
+            if durable:
+                sync(temporary)
             temporary.replace(path)
-            sync(path.parent)
+            if durable:
+                sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -125,12 +127,11 @@ def create(path: Location, data: bytes) -> bool:
 
 
 def download(path: Location, target: Path) -> None:
-    """Copies a file to a local one, atomically."""
-    with atomic(target) as temporary:
-        if isinstance(path, S3Path):
-            s3.download(path, temporary)
-        else:
-            shutil.copyfile(path, temporary)
+    """Copies a file to a local one, which is half there until it returns."""
+    if isinstance(path, S3Path):
+        s3.download(path, target)
+    else:
+        shutil.copyfile(path, target)
 
 
 @contextmanager

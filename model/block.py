@@ -18,6 +18,11 @@ def split_heads(x_BLD: Tensor, head_dim: int) -> Tensor:
     return rearrange(x_BLD, "b l (n d) -> b n l d", d=head_dim)
 
 
+def take(x_BLD: Tensor, chosen_BR: Tensor | None) -> Tensor:
+    """[B, R, D]: the chosen tokens of each sample, or all."""
+    return x_BLD if chosen_BR is None else x_BLD.gather(1, chosen_BR[..., None].expand(-1, -1, x_BLD.shape[-1]))
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention over video tokens with per-head RMSNorm on q and k and 3-D RoPE."""
 
@@ -29,11 +34,15 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width)
         self.attend = attend  # sequence parallelism puts its exchange around it
 
-    def forward(self, x_BLD: Tensor, rotary: Rotary, visibility: Visibility | None, cache: KVCache | None, block: int) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, rotary: Rotary, visibility: Visibility | None, cache: KVCache | None, block: int, chosen_BR: Tensor | None
+    ) -> Tensor:
         q, k, v = (split_heads(project(x_BLD), self.head_dim) for project in (self.q, self.k, self.v))
         q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)
         if cache is not None:
             k, v = cache.write(block, k, v)
+        if chosen_BR is not None:
+            q = q.gather(2, chosen_BR[:, None, :, None].expand(-1, q.shape[1], -1, self.head_dim))
         return self.out(rearrange(self.attend(q, k, v, visibility, self.backend), "b n l d -> b l (n d)"))
 
 
@@ -71,7 +80,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + self(norm(x)); x + cross(x, text); x + ffn(norm(x))."""
+    """x + self(norm(x)); x + cross(x, text); x + ffn(norm(x)). Of chosen tokens alone, if asked: what they see is still everything."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
@@ -90,7 +99,9 @@ class Block(nn.Module):
         visibility: Visibility | None,
         cache: KVCache | None,
         index: int,
+        chosen_BR: Tensor | None = None,
     ) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, visibility, cache, index)
+        attended = self.attention(self.attention_norm(x_BLD), rotary, visibility, cache, index, chosen_BR)
+        x_BLD = take(x_BLD, chosen_BR) + attended
         x_BLD = x_BLD + self.cross_attention(x_BLD, text, text_mask_BK)
         return x_BLD + self.ffn(self.ffn_norm(x_BLD))

@@ -85,9 +85,16 @@ class Branch:
         self.model, self.cache = model, cache
         self.text, self.text_mask = model.text_keys(text_BKE, length_B, drop, conditions_BQ)
 
-    def hidden(self, latents_BLC: Tensor, masked_BL: Tensor, positions_L3: Tensor, visibility: Visibility | None = None) -> Tensor:
-        """Hidden states [B, L, D] of the current tokens."""
-        return self.model.trunk(latents_BLC, masked_BL, positions_L3, self.text, self.text_mask, visibility, self.cache)
+    def hidden(
+        self,
+        latents_BLC: Tensor,
+        masked_BL: Tensor,
+        positions_L3: Tensor,
+        visibility: Visibility | None = None,
+        chosen_BR: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the current tokens [B, L, D], or of the chosen ones among them [B, R, D]."""
+        return self.model.trunk(latents_BLC, masked_BL, positions_L3, self.text, self.text_mask, visibility, self.cache, chosen_BR)
 
 
 class FrameSampler:
@@ -134,8 +141,8 @@ class FrameSampler:
         positions = self.positions(frames)
         for start, stop in reveal_schedule(config.iterations, tokens):
             chosen = order[:, start:stop]
-            rows = chosen[..., None].expand(-1, -1, self.model.config.width)
-            hidden = [full_precision(branch.hidden(latents, masked, positions).gather(1, rows)).flatten(0, 1) for branch in self.branches]
+            seen = [branch.hidden(latents, masked, positions, chosen_BR=chosen) for branch in self.branches]
+            hidden = [full_precision(each).flatten(0, 1) for each in seen]
             weight = config.guidance_schedule(config.guidance, tokens - stop, tokens)
             drawn = self.model.head.sample(hidden[0], hidden[1] if len(hidden) > 1 else None, weight, config.head_steps, temperature, rngs)
             latents.scatter_(1, chosen[..., None].expand(-1, -1, latents.shape[-1]), drawn.view(samples, stop - start, -1))

@@ -80,15 +80,17 @@ class VideoMAR(nn.Module):
         text_mask_BK: Tensor,
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
+        chosen_BR: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, L, D] of the given tokens.
+        """Hidden states [B, L, D] of the given tokens, or [B, R, D] of the chosen ones, which saves most of the last block.
 
         With a cache they also see every kept frame; `text` holds each block's keys and values.
         """
         x = torch.where(masked_BL[..., None], self.mask_token, self.embed(latents_BLC.to(self.mask_token.dtype)))
         rotary = rotary_table(positions_L3, self.config, torch.promote_types(x.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
-            x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index)
+            last = index + 1 == len(self.blocks)
+            x = block(x, text[index], text_mask_BK, rotary, visibility, cache, index, chosen_BR if last else None)
         return self.norm(x)
 
     def text_keys(

@@ -33,7 +33,7 @@ class Engine:
     """A model, its optimiser and its moving average under one layout.
 
     accepts: whether a step of this gradient norm counts; if not, it changes neither weights nor moments, nor Adam's step nor the
-    average. May be replaced, by the same rule on every rank.
+    average. May be replaced, by the same rule on every rank. before_update: called before anything of that may change.
     """
 
     def __init__(self, model: VideoMAR, train: TrainSection, parallel: ParallelSection, mesh: Mesh) -> None:
@@ -42,9 +42,10 @@ class Engine:
         self.stage = zero_stage(mesh.layout, parallel)
         self.device = next(model.parameters()).device
         self.accepts: Callable[[float], bool] = math.isfinite
+        self.before_update: Callable[[], None] = lambda: None
         self.shards = {name: shard_of(name, tuple(parameter.shape), mesh) for name, parameter in model.named_parameters()}
         optimizer = adamw(model, train)
-        optimizer.gate = lambda: self.accepts(self.norm())
+        optimizer.gate = self.opens
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -74,6 +75,11 @@ class Engine:
         if not self.stage and self.deepspeed.is_gradient_accumulation_boundary():
             self.plain_norm = clip_plain(self.model, self.mesh, self.clip)
         self.deepspeed.step()
+
+    def opens(self) -> bool:
+        """The optimiser's gate."""
+        self.before_update()
+        return self.accepts(self.norm())
 
     def norm(self) -> float:
         """The gradient's norm before clipping, of the step that is being or was last made; inf or NaN when it is not finite."""

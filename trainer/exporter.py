@@ -93,9 +93,9 @@ class Endpoint:
 
     def linger(self) -> None:
         """If somebody scrapes here, wait for them to come once more: a run's last values are nowhere else."""
-        if self._server and (seen := self._server.scrapes):
+        if self._server and (begun := self._server.begun):
             deadline = time.monotonic() + LINGER_SECONDS
-            while self._server.scrapes == seen and time.monotonic() < deadline:
+            while self._server.answered <= begun and time.monotonic() < deadline:
                 time.sleep(0.05)
 
     def close(self) -> None:
@@ -149,7 +149,8 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = True
 
     def __init__(self, address: tuple[str, int], pool: Pool) -> None:
-        self.pool, self.scrapes = pool, 0
+        self.pool = pool
+        self.begun = self.answered = 0  # scrapes, by number: one that began before a value was set does not show it
         self.registry = CollectorRegistry()
         self.registry.register(pool)
         super().__init__(address, Handler)
@@ -166,8 +167,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
+            self.server.begun += 1
+            number = self.server.begun
             self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self.server.registry))
-            self.server.scrapes += 1
+            self.server.answered = max(self.server.answered, number)
         elif self.path == "/healthz":
             self._answer(200, "text/plain", b"ok\n")
         else:

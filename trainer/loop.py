@@ -34,7 +34,7 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
 
     Ends early, with nothing committed, when the guard takes the run back: the next generation goes on from the last commit.
     """
-    rule, committed, saving = task.stage.promotion, state, 0.0
+    rule, committed = task.stage.promotion, state
     batches = prefetch(passes(task, state), partial(load, task, engine.model.head))
     try:
         while (reason := promotion_reason(rule, state)) is None:
@@ -44,16 +44,16 @@ def run_stage(task: StageTask, engine: Engine, state: RunState, keeper: Keeper, 
                 state = state.evaluated(evaluate(task, engine))
                 journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
-            # the seconds that training stood still for it stand in the next step's line.
-            journal.step(StepMetrics(**metrics, checkpoint_seconds=saving))
+            # the seconds that training stands still for it stand in the next step's line.
+            journal.step(StepMetrics(**metrics, checkpoint_seconds=keeper.saver.stall()))
             keeper.saver.check()
-            saving = 0.0
             if guard.gives_up(task.guard, state.guard):
                 roll_back(task, state, committed, journal)
                 return
             if state.step - committed.step >= task.train.commit_every and promotion_reason(rule, state) is None:
                 permanent = state.step // task.train.permanent_every > committed.step // task.train.permanent_every
-                saving, committed = keeper.commit(state, "periodic", permanent), state
+                keeper.commit(state, "periodic", permanent)
+                committed = state
     finally:
         batches.close()
         trace.close()

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from data_pipeline.loader import Dataset, open_dataset
 from model.config import ModelConfig
 from trainer import events, guard
+from trainer.allocator import keep_freed_memory
 from trainer.batches import Draws, Shape, Source, disturbance_of, supervision_of
 from trainer.checkpoint import commit as commits
 from trainer.checkpoint import store
@@ -49,6 +50,7 @@ def run(payload: dict[str, Any], report: Report, listener: socket.socket | None)
     """The seat's target. payload: config, run, dataset, commit (a folder or None), rank, world, host, port, generation, threads."""
     started = perf_counter()
     torch.set_num_threads(payload["threads"])
+    keep_freed_memory()
     device = join_group(payload, listener)
     live(payload, report, device, perf_counter() - started)
     dist.destroy_process_group()
@@ -79,6 +81,7 @@ def live(payload: dict[str, Any], report: Report, device: torch.device, joining:
         figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
         told.event("preflight", seconds=perf_counter() - flown, stages=figures)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
+    engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.id, recipe_hash(config), config.train.keep_commits, saver, journal)
     if config.metrics.port:
         told = Pulse(told, model, device, task.rank, report)

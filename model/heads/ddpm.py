@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.heads import row_noise
-from model.heads.network import HeadNetwork, guided
+from model.heads.network import GuidedSteps, HeadNetwork
 
 
 def cosine_betas(steps: int) -> np.ndarray:
@@ -105,7 +105,8 @@ class DDPMHead(nn.Module):
         x0, noise = latents_MC[:, None], noise.to(latents_MC.dtype)
         at = self.posterior.at(t, x0)
         xt = at.signal * x0 + at.noise * noise
-        output = self.network(xt, self.network.time_features(t, xt.dtype), self.network.condition(hidden_MD)[:, None])
+        features, condition = self.network.time_features(t, xt.dtype), self.network.condition(hidden_MD)[:, None]
+        output = self.network(xt, self.network.modulations(features, condition))
         eps, variance = self.eps_and_variance(output, xt, at)
         return ((eps - noise).square() + self.variational_term(eps.detach(), variance, x0, xt, t)).mean(dim=(1, 2))
 
@@ -141,10 +142,11 @@ class DDPMHead(nn.Module):
         noise = row_noise(rngs, steps + 1, hidden_MD, self.channels)
         conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
         features = self.network.time_features(torch.as_tensor(kept, device=hidden_MD.device), hidden_MD.dtype)
+        guided = GuidedSteps(self.network, features, conditions, guidance)
         x = noise[0]
         for step in reversed(range(steps)):
             at = posterior.step(step)
-            eps, variance = self.eps_and_variance(guided(self.network, x, features[step], conditions, guidance), x, at)
+            eps, variance = self.eps_and_variance(guided(x, step), x, at)
             mean, log_variance = reverse(at, eps, variance, x)
             x = mean + torch.exp(0.5 * log_variance) * noise[1 + step] * temperature if step else mean
         return x
@@ -159,9 +161,9 @@ def shortened(schedule: int, steps: int) -> tuple[np.ndarray, Posterior]:
 
 def reverse(at: Coefficients, eps: Tensor, variance: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of p(x_{t-1} | x_t): the variance lies between the posterior's and beta, in logarithms."""
-    x0 = (xt - at.noise * eps) / at.signal
-    fraction = (variance + 1) / 2
-    return at.from_x0 * x0 + at.from_xt * xt, fraction * at.log_largest + (1 - fraction) * at.log_smallest
+    scale = at.from_x0 / at.signal  # x_0 = (x_t - noise eps) / signal
+    mean = (at.from_xt + scale) * xt - (scale * at.noise) * eps
+    return mean, (at.log_largest + at.log_smallest) / 2 + (at.log_largest - at.log_smallest) / 2 * variance
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

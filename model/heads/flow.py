@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.heads import row_noise
-from model.heads.network import HeadNetwork, guided
+from model.heads.network import GuidedSteps, HeadNetwork
 
 TIME_SCALE = 1000.0  # the network's time features expect the range of the DDPM's steps
 
@@ -39,8 +39,8 @@ class FlowHead(nn.Module):
     def loss(self, hidden_MD: Tensor, latents_MC: Tensor, draws: tuple[Tensor, Tensor]) -> Tensor:
         t, noise = (part.to(latents_MC.dtype) for part in draws)
         x0, at = latents_MC[:, None], t[..., None]
-        features = self.network.time_features(t * TIME_SCALE, x0.dtype)
-        velocity = self.network((1 - at) * x0 + at * noise, features, self.network.condition(hidden_MD)[:, None])
+        features, condition = self.network.time_features(t * TIME_SCALE, x0.dtype), self.network.condition(hidden_MD)[:, None]
+        velocity = self.network((1 - at) * x0 + at * noise, self.network.modulations(features, condition))
         return (velocity - (noise - x0)).square().mean(dim=(1, 2))
 
     def sample(
@@ -56,12 +56,13 @@ class FlowHead(nn.Module):
         conditions = self.network.condition(hidden_MD if null_MD is None else torch.cat([hidden_MD, null_MD]))
         times, length = torch.linspace(1.0, 0.0, steps + 1, device=hidden_MD.device), 1.0 / steps
         features = self.network.time_features(times * TIME_SCALE, hidden_MD.dtype)
+        guided = GuidedSteps(self.network, features, conditions, guidance)
         x = row_noise(rngs, 1, hidden_MD, self.channels)[0] * temperature
         for step in range(steps):
-            velocity = guided(self.network, x, features[step], conditions, guidance)
+            velocity = guided(x, step)
             ahead = x - length * velocity
             if self.solver == "heun" and step + 1 < steps:
-                velocity = (velocity + guided(self.network, ahead, features[step + 1], conditions, guidance)) / 2
+                velocity = (velocity + guided(ahead, step + 1)) / 2
                 ahead = x - length * velocity
             x = ahead
         return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 
 FREQUENCIES = 256
+AHEAD = 1 << 24  # numbers of modulation that a sampler computes at once
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -43,9 +45,9 @@ class AdaLNBlock(nn.Module):
         self.up, self.down = Linear(width, width), Linear(width, width)
         self.modulation = Linear(width, 3 * width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.down(F.silu(self.up(self.norm(x) * (1 + scale) + shift)))
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.down(F.silu(self.up(torch.addcmul(shift, self.norm(x), 1 + scale)))))
 
 
 class HeadNetwork(nn.Module):
@@ -73,24 +75,42 @@ class HeadNetwork(nn.Module):
         """[..., head_width] of times t [...]; a sampler computes those of all its steps at once."""
         return self.time(timestep_embedding(t, FREQUENCIES).to(dtype))
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Output [..., outputs] for noisy latents x [..., C] under time features and the projected condition, which broadcast."""
-        modulation, h = F.silu(time + condition), self.embed(x)
-        for block in self.blocks:
+    def modulations(self, time: Tensor, condition: Tensor) -> list[Tensor]:
+        """What time features and the projected condition, which broadcast, do to each block [..., 3 width] and output [..., 2 width]."""
+        both = F.silu(time + condition)
+        return [*(block.get_submodule("modulation")(both) for block in self.blocks), self.final_modulation(both)]
+
+    def forward(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """Output [..., outputs] for noisy latents x [..., C]."""
+        h = self.embed(x)
+        for block, modulation in zip(self.blocks, modulations, strict=False):
             h = block(h, modulation)
-        shift, scale = self.final_modulation(modulation).chunk(2, dim=-1)
-        return self.final(self.final_norm(h) * (1 + scale) + shift)
+        shift, scale = modulations[-1].chunk(2, dim=-1)
+        return self.final(torch.addcmul(shift, self.final_norm(h), 1 + scale))
 
 
-def guided(network: HeadNetwork, x: Tensor, time: Tensor, conditions: Tensor, guidance: float) -> Tensor:
-    """The network's output for every row of x at one time, given by its features.
+class GuidedSteps:
+    """The network's output for every row of x at each of a sampler's times.
 
-    With twice as many conditions as rows, the second half is the null branch to move away from. Only the
-    first C channels are extrapolated; what stands behind them (a variance) is the conditional branch's.
+    With twice as many conditions as rows, the second half is the null branch to move away from. Only the first C channels are
+    extrapolated; what stands behind them (a variance) is the conditional branch's. What time and condition do is known before the
+    first step: it is computed for many steps at once, as a step of a few rows costs the calls and not the numbers.
     """
-    if len(conditions) == len(x):
-        return network(x, time, conditions)
-    output, null = network(torch.cat([x, x]), time, conditions).chunk(2)
-    channels = x.shape[-1]
-    extrapolated = null[:, :channels] + guidance * (output[:, :channels] - null[:, :channels])
-    return torch.cat([extrapolated, output[:, channels:]], dim=-1)
+
+    def __init__(self, network: HeadNetwork, features_KH: Tensor, conditions_MH: Tensor, guidance: float) -> None:
+        self.network, self.features, self.conditions, self.guidance = network, features_KH, conditions_MH, guidance
+        self.at_once = max(1, AHEAD // (conditions_MH.numel() * (3 * len(network.blocks) + 2)))
+        self.modulations: tuple[int, list[Tensor]] = (-1, [])
+
+    def __call__(self, x_MC: Tensor, step: int) -> Tensor:
+        part, place = divmod(step, self.at_once)
+        if part != self.modulations[0]:
+            features = self.features[part * self.at_once : (part + 1) * self.at_once, None]
+            self.modulations = part, self.network.modulations(features, self.conditions)
+        here = [modulation[place] for modulation in self.modulations[1]]
+        if len(self.conditions) == len(x_MC):
+            return self.network(x_MC, here)
+        output, null = self.network(torch.cat([x_MC, x_MC]), here).chunk(2)
+        channels = x_MC.shape[-1]
+        extrapolated = torch.lerp(null[:, :channels], output[:, :channels], self.guidance)
+        return torch.cat([extrapolated, output[:, channels:]], dim=-1)

@@ -28,6 +28,7 @@ from model.supervision import AllFrames, TrainingBatch
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
 from tests.benchmarks.train_step import batch_of
+from trainer.allocator import keep_freed_memory
 from trainer.checkpoint.files import FileRecord
 from trainer.checkpoint.saver import Saver
 from trainer.engine import Engine
@@ -38,7 +39,7 @@ from trainer.sections import ParallelSection, TrainSection
 
 STEPS, WARM_UP = 20, 3
 SHAPES = {"toy": (5, 12, 20, 5)}  # latent frames, grid side, steps without a save in a pair, pairs
-LARGE = (2, 2, 8, 1)  # a step's cost is the optimiser's
+LARGE = (2, 2, 20, 3)  # a step's cost is the optimiser's
 
 
 def build(size: str, frames: int, grid: int, device: torch.device) -> tuple[Engine, TrainingBatch]:
@@ -75,6 +76,7 @@ def measure(size: str, device: torch.device, folder: Path) -> dict[str, Any]:
     frames, grid, without, pairs = SHAPES.get(size, LARGE)
     engine, batch = build(size, frames, grid, device)
     saver, records, sealed = Saver(engine.named_fragments(), 0, lambda value: [value]), [], []
+    engine.before_update = saver.copied
 
     def seal(files: list[FileRecord]) -> None:
         records.append(files)
@@ -88,10 +90,11 @@ def measure(size: str, device: torch.device, folder: Path) -> dict[str, Any]:
         plain.append([step(engine, batch) for _ in range(without)])
         print(size, pair, [round(seconds, 3) for seconds in plain[-1]], file=sys.stderr, flush=True)
         started = time.perf_counter()
-        stalls.append(saver.save(folder, seal))
+        saver.save(folder, seal)
         for _ in range(STEPS):
             step(engine, batch)
         total = time.perf_counter() - started
+        stalls.append(saver.stall())
         saver.wait()
         written.append(sealed[-1] - started)
         excess.append(total - STEPS * sum(plain[-1]) / without)
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of training; the writer has its own")
     parser.add_argument("--folder", type=Path, help="where the commits are written (default: a temporary folder)")
     known = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(known.threads)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     dist.init_process_group("nccl" if known.device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)

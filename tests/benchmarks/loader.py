@@ -20,11 +20,12 @@ from safetensors.torch import load
 
 from data_pipeline.buckets import Bucket
 from data_pipeline.loader import Batch, Dataset, prefetch
-from data_pipeline.manifest import LatentStatistics, Manifest, SourcesSummary, by_frame
+from data_pipeline.manifest import ChannelStatistics, LatentStatistics, Manifest, SourcesSummary, by_frame
 from data_pipeline.order import EpochOrder
 from data_pipeline.shards import Sample, ShardEntry, shard_path, write_shard
 from data_pipeline.spec import EncodeSpec
 from tests.benchmarks.machine import publish
+from trainer.allocator import keep_freed_memory
 
 BUCKET, SHARDS, PER_SHARD, BATCH, PAIRS, SEEKS = Bucket(17, 192, 192), 8, 500, 32, 5, 200  # 5 x 16 x 24 x 24 in bf16: 92 KB
 SPEC = EncodeSpec(fps=8, buckets=(BUCKET,))
@@ -40,7 +41,9 @@ def samples(seed: int, count: int, shape: tuple[int, ...]) -> Iterator[Sample]:
 
 def dataset_of(folder: Path, entries: tuple[ShardEntry, ...]) -> Dataset:
     spread = LatentStatistics(((0.1,) * 16,) * 2, ((1.2,) * 16,) * 2)
-    manifest = Manifest("", SPEC, "", "", {BUCKET.id: {"train": entries, "held_out": ()}}, spread, SourcesSummary(0, 0, {}, {}, {}))
+    channels = ChannelStatistics((0.1,) * 16, (1.2,) * 16)
+    shards = {BUCKET.id: {"train": entries, "held_out": ()}}
+    manifest = Manifest("", SPEC, "", "", shards, spread, channels, SourcesSummary(0, 0, {}, {}, {}))
     return Dataset(folder, manifest, "benchmark")
 
 
@@ -140,6 +143,7 @@ def seeks(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder, wide = Path(name) / "set", Path(name) / "wide"
         wide.mkdir()

@@ -19,6 +19,7 @@ from tests.benchmarks import loader
 from tests.benchmarks.machine import publish
 from tests.radosgw import KEY, SECRET, RadosGateway, is_installed
 from tests.s3 import S3Server, new_bucket, pointed_at
+from trainer.allocator import keep_freed_memory
 
 RANGE, PAIRS = 8 << 20, 5
 
@@ -63,6 +64,7 @@ def measure(name: str) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     if is_installed():
         with tempfile.TemporaryDirectory(prefix="vm-rgw-") as folder:
             gateway = RadosGateway(Path(folder))

@@ -35,6 +35,7 @@ from model.rope3d import grid_positions
 from model.sampling import FrameSampler, SamplingConfig, constant_temperature, generate, linear_guidance
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
+from trainer.allocator import keep_freed_memory
 from trainer.checkpoint.commit import last_commit
 from trainer.config import load
 from trainer.events import read_events
@@ -92,7 +93,7 @@ def published_head(model: VideoMAR, hidden: Tensor, null: Tensor, guidance: floa
     x = torch.cat([torch.randn(len(hidden), channels)] * 2)
     for step in reversed(range(steps)):
         t = torch.full((len(x),), step)
-        output = head.network(x, head.network.time_features(torch.from_numpy(kept)[t], x.dtype), conditions)
+        output = head.network(x, head.network.modulations(head.network.time_features(torch.from_numpy(kept)[t], x.dtype), conditions))
         said, fraction = output.chunk(2, dim=-1)
         eps = extract("noise", t, x) * x + extract("signal", t, x) * said if head.emits_v else said
         own, other = eps.chunk(2)
@@ -218,6 +219,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--clips", type=int, default=48)
     known = parser.parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         model, dataset = trained(known.run.absolute() if known.run else None, Path(scratch))
         data = dataset.split(BUCKET, "held_out", 0)

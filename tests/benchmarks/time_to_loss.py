@@ -40,6 +40,7 @@ from model.config import SIZES, ModelConfig
 from model.supervision import AllFrames, OneFrame, Supervision
 from model.videomar import VideoMAR
 from tests.benchmarks.machine import publish
+from trainer.allocator import keep_freed_memory
 from trainer.batches import Draws, Shape, micro_batch
 from trainer.optimizer import adamw, learning_rate
 from trainer.planner import Layout
@@ -180,6 +181,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=48, help="pixels of a video's side")
     parser.add_argument("--clips", type=int, default=400)
     known = parser.parse_args()
+    keep_freed_memory()
     config = ModelConfig(**{**vars(SIZES["toy"]), "width": 96, "depth": 5, "head_width": 48})
     with tempfile.TemporaryDirectory() as scratch:
         dataset = encoded(Path(scratch), known.frames, known.size, known.clips)

@@ -44,7 +44,8 @@ def awake(model: VideoMAR, std: float = 0.02) -> VideoMAR:
 def stand_in(network: Any, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Put a function (x, t, condition) known in closed form in a head's network's place; t comes one per row."""
     network.time_features = lambda t, dtype: t[..., None].to(dtype)
-    network.forward = lambda x, time, condition: function(x, time[..., 0].expand(x.shape[:-1]), condition)
+    network.modulations = torch.broadcast_tensors
+    network.forward = lambda x, told: function(x, told[0][..., 0].expand(x.shape[:-1]), told[1])
 
 
 @pytest.fixture

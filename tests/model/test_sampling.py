@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.block import take
 from model.reveal import masked_after, reveal_schedule
 from model.rope3d import grid_positions
 from model.sampling import FrameSampler, SamplingConfig, constant_temperature, generate, linear_guidance, progressive_temperature
@@ -38,8 +39,10 @@ def told(batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0, prefill: int = 1) -> float:
-    """Between the cached sampler's hidden states of a half-masked frame and training's, over all frames and both branches."""
+    """Between the cached sampler's hidden states of a half-masked frame, all or a few of each sample, and training's: over all frames
+    and both branches."""
     samples = len(batch.text)
+    chosen = torch.stack([torch.randperm(TOKENS, generator=torch.Generator().manual_seed(sample))[:2] for sample in range(samples)])
     latents = torch.randn(samples, FRAMES, TOKENS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     sampler = FrameSampler(model, told(batch), (HEIGHT, WIDTH), FRAMES, prefill, SamplingConfig(guidance=2.0))
     worst = 0.0
@@ -55,9 +58,11 @@ def largest_difference(model: VideoMAR, batch: TrainingBatch, offset: int = 0, p
         positions = grid_positions([frame + offset], HEIGHT, WIDTH)
         for branch, drop in zip(sampler.branches, (False, True), strict=True):
             cached = branch.hidden(latents[:, frame], masked[:, frame], positions)
+            few = branch.hidden(latents[:, frame], masked[:, frame], positions, chosen_BR=chosen)
             whole = training_hidden(model, latents.flatten(1, 2), masked.flatten(1), batch, drop)
-            difference = cached - whole[:, frame * TOKENS : (frame + 1) * TOKENS]
-            worst = max(worst, difference.detach().abs().max().item())
+            here = whole[:, frame * TOKENS : (frame + 1) * TOKENS]
+            for difference in (cached - here, few - take(here, chosen)):
+                worst = max(worst, difference.detach().abs().max().item())
     return worst
 
 

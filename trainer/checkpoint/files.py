@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 1 << 24  # bytes per write and checksum, so that both run beside training without holding the interpreter
+CACHED = 1 << 26  # bytes of a file being written that may be in the page cache; more would take memory that training needs
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,17 @@ class FileRecord:
 def write_data(path: Path, parts: Iterable[memoryview]) -> FileRecord:
     """Write bytes one after the other; on the disk when it returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest, written = hashlib.sha256(), 0
+    digest, written, flushed = hashlib.sha256(), 0, 0
     with path.open("wb", buffering=0) as file:
         for block in blocks(parts):
             digest.update(block)
             while block:
                 done = file.write(block)
                 block, written = block[done:], written + done
+            if written - flushed >= CACHED:
+                os.fdatasync(file.fileno())
+                os.posix_fadvise(file.fileno(), flushed, written - flushed, os.POSIX_FADV_DONTNEED)
+                flushed = written
         os.fsync(file.fileno())
     fsync(path.parent)
     return FileRecord(path.name, written, digest.hexdigest())

@@ -24,12 +24,12 @@ class Keeper:
     saver: Saver
     journal: Journal | None
 
-    def commit(self, state: RunState, reason: str, permanent: bool) -> float:
-        """Begin a commit of the state as it is now. Returns the seconds that training stood still."""
+    def commit(self, state: RunState, reason: str, permanent: bool) -> None:
+        """Begin a commit of the state as it is now."""
         folder = commit_folder(self.run, state.step, self.generation)
         commit = Commit(folder, state, self.generation, self.dataset, self.recipe, reason, permanent)
         begun = time.perf_counter()
-        return self.saver.save(folder, lambda files: self.seal(replace(commit, files=tuple(files)), begun))
+        self.saver.save(folder, lambda files: self.seal(replace(commit, files=tuple(files)), begun))
 
     def seal(self, commit: Commit, begun: float) -> None:
         """On rank 0: the steps before the commit are on the disk, then its marker, then older commits go."""

@@ -1,4 +1,4 @@
-"""Saving beside training: what is written is the moment of the call, a rank's failure is everyone's, nothing is lost on the way out."""
+"""Saving beside training: what is written is the moment of the call, only a change of the weights waits, a failure is everyone's."""
 
 from __future__ import annotations
 
@@ -53,10 +53,46 @@ def test_what_training_changes_after_the_call_is_not_saved(tmp_path: Path, disk:
     saver = Saver([held], 0, alone)
     held.tensors["weight"].fill_(1.0)
     saver.save(tmp_path, ignore)
+    saver.copied()
     held.tensors["weight"].fill_(2.0)
     disk.set()
     saver.wait()
     assert load_tensors(tmp_path, "weight", {"w": SHAPE})["w"].unique().tolist() == [1.0]
+    saver.close()
+
+
+def test_training_waits_for_the_copy_before_it_changes_a_weight_and_for_nothing_else(
+    tmp_path: Path, disk: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_copy, copy = threading.Event(), savers.copy_to_host
+    monkeypatch.setattr(savers, "copy_to_host", lambda *arguments: may_copy.wait(20) and copy(*arguments))
+    saver = Saver([fragment()], 0, alone)
+    saver.save(tmp_path, ignore)
+    with ThreadPoolExecutor(1) as pool:
+        update = pool.submit(saver.copied)
+        time.sleep(0.1)
+        assert not update.done()
+        may_copy.set()
+        update.result(20)  # the disk has taken nothing yet
+    assert saver.stall() >= 0.1
+    assert saver.stall() == 0.0
+    disk.set()
+    saver.close()
+
+
+def test_a_copy_that_fails_holds_up_no_update_and_surfaces_in_the_steps_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(savers, "copy_to_host", fail)
+    saver = Saver([fragment()], 0, alone)
+    saver.save(tmp_path, ignore)
+    saver.copied()
+    with pytest.raises(MemoryError, match="no room"):
+        check_for_a_while(saver)
+    assert not list(tmp_path.iterdir())
     saver.close()
 
 
