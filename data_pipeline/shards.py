@@ -50,19 +50,22 @@ def shard_path(folder: Location, entry: ShardEntry) -> Location:
 
 
 def write_shard(folder: Location, name: str, samples: Iterable[Sample]) -> ShardEntry:
-    """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes.
+    """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes. Text that an
+    earlier sample has too is a hard link to it, as tars have for equal files: the clips of a video share their caption.
 
     A crash between the two leaves a tar without index or, over an older shard, an index whose size or checksum differs.
     """
     keys: list[str] = []
     places: dict[str, list[list[int]]] = {part: [] for part in PARTS}
+    texts: dict[bytes, tuple[str, list[int]]] = {}
     path = folder / f"{name}.tar"
     with storage.atomic(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
                 keys.append(sample.key)
                 for part in PARTS:
-                    places[part].append(_add(tar, sample, part))
+                    name_in_tar = f"{sample.key}.{PARTS[part]}"
+                    places[part].append(_add(tar, name_in_tar, _packed(sample, part), texts if part == "text" else {}))
         size, sha256 = digest(temporary)
     index = ShardIndex(size, sha256, tuple(keys), {part: np.array(rows, np.int64) for part, rows in places.items()})
     storage.write_bytes(index_path(path), index.encode())
@@ -104,17 +107,25 @@ def _header(data: bytes) -> tuple[int, int, tuple[int, ...]]:
     return first, (last - first) // 2, tuple(tensor["shape"])
 
 
-def _add(tar: tarfile.TarFile, sample: Sample, part: str) -> list[int]:
-    """Appends one member and returns the [offset, size, crc32] of its data."""
-    if part == "meta":
-        data = json.dumps(sample.meta, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
-    else:
-        data = _pack(getattr(sample, part), part)
-    header = tarfile.TarInfo(f"{sample.key}.{PARTS[part]}")  # TarInfo's own time and owner are 0
+def _add(tar: tarfile.TarFile, name: str, data: bytes, there: dict[bytes, tuple[str, list[int]]]) -> list[int]:
+    """Appends one member and returns the [offset, size, crc32] of its data; `there` are (name, place) of data to link to."""
+    header = tarfile.TarInfo(name)  # its own time and owner are 0
+    if data in there:
+        header.type, (header.linkname, place) = tarfile.LNKTYPE, there[data]
+        tar.addfile(header)
+        return place
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return [tar.offset - padded, len(data), zlib.crc32(data)]
+    place = [tar.offset - padded, len(data), zlib.crc32(data)]
+    there[data] = name, place
+    return place
+
+
+def _packed(sample: Sample, part: str) -> bytes:
+    if part == "meta":
+        return json.dumps(sample.meta, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    return _pack(getattr(sample, part), part)
 
 
 def _pack(values: np.ndarray, name: str) -> bytes:

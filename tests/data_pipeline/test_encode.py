@@ -99,7 +99,7 @@ def test_records_survive_json_and_name_every_outcome(encoded: Encoded, synthetic
     assert (summary.total, summary.ok, list(summary.failed)) == (13, 12, ["broken.mp4"])
 
 
-def deadly_clips_or_failure(source: Source, spec: EncodeSpec) -> SourceClips:
+def deadly_clips_or_failure(source: Source, spec: EncodeSpec, stall: int) -> SourceClips:
     """As the real one, but one source makes the decoder crash."""
     if source.name == "clip-00002.mp4":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,8 @@
+import json
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,29 @@ def test_webdatasets_own_library_reads_a_shard(tmp_path: Path) -> None:
     latent = load(found[3]["latent.safetensors"])["latent"]
     assert latent.dtype == torch.bfloat16
     torch.testing.assert_close(latent, torch.from_numpy(samples()[3].latent).bfloat16(), rtol=0, atol=0)
+
+
+def test_equal_texts_are_stored_once_and_any_tar_tool_gives_them_to_every_sample(tmp_path: Path) -> None:
+    text = samples()[4].text
+    alike = [replace(sample, text=text) for sample in samples()]
+    write_shard(tmp_path, "alike", alike)
+    for index in (True, False):
+        reader = ShardReader(tmp_path / "alike.tar")
+        for row, sample in enumerate(alike):
+            np.testing.assert_array_equal(reader.text(row), from_bfloat16(to_bfloat16(sample.text)))
+        together = reader.read([4, 0, 2], ["latent", "text", "meta"])
+        assert [json.loads(bytes(parts["meta"])) for parts in together] == [alike[row].meta for row in (4, 0, 2)]
+        if index:
+            (tmp_path / "alike.idx").unlink()
+    with tarfile.open(tmp_path / "alike.tar") as tar:
+        assert sum(member.islnk() for member in tar) == 4
+        tar.extractall(tmp_path / "out", filter="data")
+    for sample in alike:
+        torch.testing.assert_close(
+            load((tmp_path / "out" / f"{sample.key}.text.safetensors").read_bytes())["text"], torch.from_numpy(text).bfloat16()
+        )
+    found = list(webdataset.WebDataset(str(tmp_path / "alike.tar"), shardshuffle=False).decode())
+    assert [item["__key__"] for item in found] == [sample.key for sample in alike]
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
