@@ -25,6 +25,7 @@ DEATHS = 5  # actors that may die at one task before its chunk is given up
 QUEUE_BYTES = 64 << 20  # of decoded frames that wait for an encoder
 AHEAD = 2  # pieces an encoder is given at a time, so that the next one travels while it works
 WAIT_SECONDS = 1.0  # for any call, before progress is told again
+FIRST = 64  # chunks that are told as soon as they are written: someone may wait to begin on them
 SCALE_SECONDS = 2.0  # between two decisions about the sizes of the pools
 RETRY_SECONDS = 1.0  # after an actor could not be reached
 
@@ -70,7 +71,7 @@ class EncodePool:
     def run(self, on_progress: Callable[[PoolState], None], draining: Callable[[], bool] = lambda: False) -> None:
         """Works until every chunk has a record or a failure. While `draining` only chunks that were begun are finished."""
         self._resize(first_sizes(self._limits()))
-        scaled = told = time.monotonic()
+        scaled, told, written = time.monotonic(), time.monotonic(), 0
         try:
             while True:
                 if draining():
@@ -89,8 +90,8 @@ class EncodePool:
                 if now - scaled > SCALE_SECONDS:
                     scaled = now
                     self._scale()
-                if now - told > WAIT_SECONDS or not self._calls:
-                    told = now
+                if now - told > WAIT_SECONDS or not self._calls or written < len(self.records) <= FIRST:
+                    told, written = now, len(self.records)
                     on_progress(self._state())
         finally:
             on_progress(self._state())

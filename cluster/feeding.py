@@ -19,6 +19,7 @@ from trainer.instruments import RunInstruments
 
 T = TypeVar("T")
 POLL_SECONDS = 0.05
+START_SECONDS = 60.0  # that trainers may need for their start
 TOLD_SECONDS = 1.0  # of waiting that are worth an event
 
 
@@ -34,6 +35,7 @@ class Feeding:
         self._board, self._instruments, self._check = board, instruments, check
         self._shown: Progress | None = None
         self._waits: list[dict[str, Any]] = []
+        self._rests_until = 0.0
 
     @property
     def origins(self) -> list[str]:
@@ -41,8 +43,13 @@ class Feeding:
         return [dataset.origin for dataset in self.feed.datasets()]
 
     def dataset(self, stage: int) -> Dataset:
-        """The data of a stage, as soon as it may begin. Raises UserError when it never can, Stopped."""
-        return self._until(lambda: self.feed.ready(stage), "data")
+        """The data of a stage, as soon as it may begin; from then on encoding rests until the trainers have started (see `share`), which
+        takes all that they have. Raises UserError when it never can, Stopped."""
+        self.share(0)
+        found = self._until(lambda: self.feed.ready(stage), "data")
+        self.feed.give(0)
+        self._rests_until = time.monotonic() + START_SECONDS
+        return found
 
     def rest(self) -> None:
         """Wait until the last video has its outcome."""
@@ -56,6 +63,8 @@ class Feeding:
     def look(self) -> None:
         """Tell what has come since the last look, once the run has a folder. Raises what encoding has failed with."""
         self._progress()
+        if not self.feed.cpus and time.monotonic() > self._rests_until:
+            self.share(self._cpus)
         while self._waits:
             events.record(self._folder, "wait", **self._waits.pop(0))
         for job, dataset in self.feed.poll():

@@ -24,6 +24,7 @@ from trainer.config import RunConfig
 from trainer.curriculum import Latents, Stage
 from trainer.sizing import latents_of
 
+PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 5.0  # for chunks that were begun, when the run is stopped
 
 
@@ -133,7 +134,7 @@ class Feed:
         return [supply.newest for supply in self.supplies if supply.newest]
 
     def give(self, cpus: int, gpus: int = 0) -> None:
-        """What encoding may use from now on; at least one decoder and one encoder always go on."""
+        """What encoding may use from now on, at least a decoder and an encoder; without CPUs it ends the chunks it has begun and waits."""
         self.cpus, self.gpus = cpus, gpus
 
     def close(self) -> None:
@@ -153,7 +154,10 @@ class Feed:
     def _work(self) -> None:
         try:
             while (supply := self._next()) and self._closed == float("inf"):
-                self._encode(supply)
+                if self.cpus:
+                    self._encode(supply)
+                else:
+                    time.sleep(PAUSE_SECONDS)
         except BaseException as error:
             self._failure = error
 
@@ -164,14 +168,14 @@ class Feed:
         def draining() -> bool:
             if time.monotonic() > self._closed + CLOSE_SECONDS:
                 raise InterruptedError(f"encoding of {job.folder} was stopped")
-            return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
+            return self._closed < float("inf") or not self.cpus or self._next() is not supply or bool(self.gpus) != bool(gpus)
 
         def on_progress(progress: Progress) -> None:
             supply.progress = self.told = progress
             self._advance(supply, progress.records)
 
         tokenizer = datasets.make_tokenizer(job)
-        self.encode(supply.order, job.spec, tokenizer, job.folder, lambda: self.cpus, on_progress, gpus=gpus, draining=draining)
+        self.encode(supply.order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress, gpus=gpus, draining=draining)
         if supply.newest and supply.complete:
             check_samples(supply.stages, supply.newest.manifest)
 

@@ -170,7 +170,6 @@ class Run:
         events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
         self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
         self.pace.generation(at_once)
-        self.data.share(self.world * threads)
         outcome = generation.run(
             [held.seat for held in used],
             target,
@@ -250,6 +249,7 @@ class Run:
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
         if message["kind"] == "step":
             self.stage_step += 1
+            self.data.share(self.world * self.config.cluster.cpus_per_worker)
             self.board.show(self.line.text(message, self.stage_step))
             self.instruments.step(message, self.stage_step)
             self.pace.step(message)
