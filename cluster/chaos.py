@@ -43,7 +43,6 @@ STAGES = (
     ("larger", 9, 48, 432, 0.2),
 )  # frames, pixels, tokens, share of the steps
 RECIPE = [
-    "data.start_fraction=1",  # both runs see the same data, however fast it is encoded
     "data.synthetic.clips=32",
     "data.synthetic.size=48",
     "data.synthetic.frames=10",

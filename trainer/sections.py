@@ -49,7 +49,9 @@ class DataSection(Section):
     text_tokens: int = Field(24, ge=1)
     text_width: int = Field(64, ge=2)  # of hashing; a model has its own
     sources_per_shard: int = Field(16, ge=1)
-    start_fraction: float = Field(0.1, gt=0, le=1)  # of the videos to be encoded before training begins; the others join it at epoch ends
+    # Of the videos to be encoded before training begins; the others join it at the ends of epochs. Below 1 the losses also depend on how
+    # fast encoding is: what each epoch reads is decided as it begins, stored, and replayed by restarts.
+    start_fraction: float = Field(1.0, gt=0, le=1)
     max_clips: int = Field(64, ge=1)  # per source and bucket
     filters: FilterThresholds = FilterThresholds()
     scene_threshold: float = Field(0.12, gt=0, le=1)  # mean luma difference of two pictures, 0..1, that is a cut
