@@ -60,22 +60,27 @@ class Planner:
         return min(plans, key=simplicity)
 
     def candidates(self, work: Workload) -> list[Plan]:
-        """Every plan that fits, each with its largest micro-batch."""
+        """Every shape and kind of checkpointing that fits, each with its best micro-batch."""
         return [plan for layout in shapes(work, self.cluster) for mode in CHECKPOINTING if (plan := self.fill(work, layout, mode))]
 
     def fill(self, work: Workload, layout: Layout, mode: str) -> Plan | None:
-        """The shape with the largest micro-batch that fits in memory with at most 5 % padding, or None."""
+        """The shape with the fastest micro-batch that fits in memory with at most 5 % padding, or None: the largest one, or a smaller
+        one whose passes are padded less."""
         share = -(-work.samples // layout.dp)
         fewest = low = -(-share // self.largest_micro_batch)
         high = share
         while low < high:  # with fewer passes a device needs more memory ...
             middle = (low + high) // 2
             low, high = (low, middle) if self.fits(work, passes(work, layout, mode, middle)) else (middle + 1, high)
-        for count in (fewest, *range(low, share + 1)):  # ... but a single pass keeps no gradients of earlier ones
-            filled = passes(work, layout, mode, count)
-            if padding(work.samples, filled.dp, filled.micro_batch) <= MAX_PADDING and self.fits(work, filled):
-                return self.plan(work, filled)
-        return None
+        best: Plan | None = None
+        rows = math.inf  # that a device computes in all passes
+        largest = passes(work, layout, mode, low).micro_batch
+        for size in (passes(work, layout, mode, fewest).micro_batch, *range(largest, 0, -1)):  # ... but a single pass keeps no gradients
+            filled = replace(layout, micro_batch=size, accumulation=-(-work.samples // (layout.dp * size)), checkpointing=mode)
+            if size * filled.accumulation < rows and padding(work.samples, layout.dp, size) <= MAX_PADDING and self.fits(work, filled):
+                plan, rows = self.plan(work, filled), size * filled.accumulation
+                best = plan if best is None or plan.cost.seconds < best.cost.seconds else best
+        return best
 
     def fits(self, work: Workload, layout: Layout) -> bool:
         return estimate(work, layout, self.numerics).total <= self.room

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
@@ -64,8 +64,13 @@ def test_every_plan_fits_its_constraints(planner: Planner, work: Workload) -> No
     assert layout.micro_batch <= planner.largest_micro_batch
 
 
+PADDED_IF_LARGE = Workload("stage", SIZES["videomar-0.4b"], 34, 512, (all_frames(2, 256, 2),))
+SMALL_DEVICE = Planner(Cluster(1, 1, 16 * GB, DEVICES["H100"], 0.4), Numerics("bf16"), 8)
+
+
 @settings(max_examples=60, deadline=None)
 @given(planners(), workloads(), st.floats(1.0, 4.0))
+@example(SMALL_DEVICE, PADDED_IF_LARGE, 2.0)
 def test_more_memory_never_refuses_what_less_accepted_and_is_never_slower(planner: Planner, work: Workload, factor: float) -> None:
     roomier = replace(planner, cluster=replace(planner.cluster, memory=planner.cluster.memory * factor))
     plan, with_more = plan_or_none(planner, work), plan_or_none(roomier, work)
