@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from data_pipeline.tokenizers.linear import LinearTokenizer
 from tests.s3 import S3Server, new_bucket, pointed_at
 
 REAL_VIDEOS = "VIDEOMAR_TEST_VIDEOS"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun in the background by a script; what the tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
