@@ -50,8 +50,8 @@ class Saver:
         before this one. They must stay as they are until copied() has returned."""
         started = time.perf_counter()
         self.wait()
-        self._copied.clear()
         path, ready = folder / f"rank-{self._rank:05d}.safetensors", computed(self._fragments)
+        self._copied.clear()
         self._saving = self._thread.submit(self._save, path, seal, ready)
         self._stall += time.perf_counter() - started
 
