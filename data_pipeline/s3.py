@@ -3,14 +3,19 @@
 Credentials and the endpoint come from the AWS SDK's own chain (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, profiles, instance roles).
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import fsspec
+from botocore.config import Config
+from botocore.session import Session
 
 from data_pipeline.errors import UserError
 
@@ -19,7 +24,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries; doubled eac
 TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 PART = 16 << 20  # bytes of one request of a large transfer
 TOGETHER = 4  # such requests at a time of one download
-SETTINGS = {
+PIECE = 1 << 20  # bytes that stay in the processor's cache on their way
+SETTINGS: dict[str, Any] = {
     "retries": {"total_max_attempts": 1},  # repeated here, once
     "request_checksum_calculation": "when_required",  # servers other than AWS's know no trailing checksums
     "response_checksum_validation": "when_required",
@@ -95,24 +101,24 @@ class S3Path:
 
 
 def read(path: S3Path) -> bytes:
-    return retrying(path, lambda files: files.cat_file(_plain(path), max_concurrency=1))
+    return _asking(path, lambda files: files.cat_file(_plain(path), max_concurrency=1))
 
 
 def read_ranges(path: S3Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """The bytes of [offset, size] ranges, all asked for at once."""
     starts, ends = [offset for offset, _ in ranges], [offset + size for offset, size in ranges]
-    return retrying(path, lambda files: files.cat_ranges([_plain(path)] * len(ranges), starts, ends, on_error="raise"))
+    return _asking(path, lambda files: files.cat_ranges([_plain(path)] * len(ranges), starts, ends, on_error="raise"))
 
 
 def size(path: S3Path) -> int:
-    return int(retrying(path, lambda files: files.call_s3("head_object", Bucket=path.bucket, Key=path.key))["ContentLength"])
+    return int(_asking(path, lambda files: files.call_s3("head_object", Bucket=path.bucket, Key=path.key))["ContentLength"])
 
 
 def list_files(folder: S3Path) -> Iterator[tuple[S3Path, int]]:
     """Page by page, so that a prefix of millions is never held."""
     prefix, token = (f"{folder.key}/" if folder.key else ""), {}
     while True:
-        page = retrying(folder, lambda files, token=token: files.call_s3("list_objects_v2", Bucket=folder.bucket, Prefix=prefix, **token))
+        page = _asking(folder, lambda files, token=token: files.call_s3("list_objects_v2", Bucket=folder.bucket, Prefix=prefix, **token))
         for entry in page.get("Contents", ()):
             if not entry["Key"].endswith("/"):  # what consoles leave to show an empty folder
                 yield S3Path(folder.bucket, entry["Key"]), int(entry["Size"])
@@ -122,47 +128,60 @@ def list_files(folder: S3Path) -> Iterator[tuple[S3Path, int]]:
 
 
 def write(path: S3Path, data: bytes) -> None:
-    retrying(path, lambda files: files.pipe_file(_plain(path), data, chunksize=PART))
+    _asking(path, lambda files: files.pipe_file(_plain(path), data, chunksize=PART))
 
 
 def create(path: S3Path, data: bytes) -> bool:
     """Writes an object that must not exist yet; whether that is ours now. An answer that got lost counts as ours by its content."""
     try:
-        retrying(path, lambda files: files.pipe_file(_plain(path), data, mode="create"))
+        _asking(path, lambda files: files.pipe_file(_plain(path), data, mode="create"))
     except FileExistsError:
         return read(path) == data
     return True
 
 
 def upload(source: Path, path: S3Path) -> None:
-    retrying(path, lambda files: files.put_file(str(source), _plain(path), chunksize=PART))
+    _asking(path, lambda files: files.put_file(str(source), _plain(path), chunksize=PART))
 
 
 def download(path: S3Path, target: Path) -> None:
-    """In groups of ranges, each in one piece: half as fast again as a stream, whose small reads are the price."""
+    """In ranges, some at a time, by the SDK's own client: an event loop in between costs as much again as the transfer."""
     bytes_ = size(path)
-    with target.open("wb") as file:
-        for group in range(0, bytes_, TOGETHER * PART):
-            starts = range(group, min(group + TOGETHER * PART, bytes_), PART)
-            for part in read_ranges(path, [(start, min(PART, bytes_ - start)) for start in starts]):
-                file.write(part)
+    with target.open("wb") as file, ThreadPoolExecutor(TOGETHER, "download") as together:
+        cuts = [(first, min(first + PART, bytes_)) for first in range(0, bytes_, PART)]
+        parts = [together.submit(retrying, path, partial(_copy, path, *cut, file.fileno())) for cut in cuts]
+        for part in parts:
+            part.result()
+
+
+def _copy(path: S3Path, first: int, end: int, descriptor: int) -> None:
+    """Bytes [first, end) of an object to the same place of a file."""
+    body = client(os.getpid()).get_object(Bucket=path.bucket, Key=path.key, Range=f"bytes={first}-{end - 1}")["Body"]
+    for piece in body.iter_chunks(PIECE):
+        os.pwrite(descriptor, piece, first)
+        first += len(piece)
+
+
+@cache
+def client(process: int) -> Any:
+    """The SDK's own client, one per process: its connections do not outlive a fork."""
+    return Session().create_client("s3", config=Config(**SETTINGS, **TIMEOUTS))
 
 
 def delete(path: S3Path) -> None:
     """One by one, not in bulk: a bulk request hides the keys that it could not delete."""
-    retrying(path, lambda files: files.call_s3("delete_object", Bucket=path.bucket, Key=path.key))
+    _asking(path, lambda files: files.call_s3("delete_object", Bucket=path.bucket, Key=path.key))
 
 
-def retrying(path: S3Path, call: Callable[[Any], Result]) -> Result:
-    """The result of `call` with a file system, repeated while the fault may pass and PATIENCE lasts.
+def retrying(path: S3Path, call: Callable[[], Result]) -> Result:
+    """The result of `call`, repeated while the fault may pass and PATIENCE lasts.
 
     Raises FileNotFoundError, FileExistsError, or StorageError with one line that names the path and the remedy.
     """
-    files = _filesystem()
     started, tries = time.monotonic(), 0
     while True:
         try:
-            return call(files)
+            return call()
         except Exception as error:
             kind, reason = fault(error), _reason(error)
             if kind == "missing":
@@ -174,6 +193,11 @@ def retrying(path: S3Path, call: Callable[[Any], Result]) -> Result:
                 tries += 1
                 continue
             raise StorageError(_line(path, kind, reason)) from error
+
+
+def _asking(path: S3Path, call: Callable[[Any], Result]) -> Result:
+    """The same, of a call with a file system."""
+    return retrying(path, lambda: call(_filesystem()))
 
 
 def pause(tries: int) -> float:

@@ -14,6 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from s3fs import S3FileSystem
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from data_pipeline import s3
 from data_pipeline.storage import S3Path
 
 Gate = Callable[[dict[str, Any]], str | None]  # a request -> None to let it pass, or the status to refuse it with
@@ -65,11 +66,17 @@ def pointed_at(endpoint: str, key: str = "test", secret: str = "test") -> Iterat
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
-        S3FileSystem.clear_instance_cache()  # whose clients remember the server they were made for
+        forget_server()
         try:
             yield
         finally:
-            S3FileSystem.clear_instance_cache()
+            forget_server()
+
+
+def forget_server() -> None:
+    """Clients remember the server they were made for."""
+    S3FileSystem.clear_instance_cache()
+    s3.client.cache_clear()
 
 
 def new_bucket() -> S3Path:

@@ -26,7 +26,7 @@ from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
 from trainer.planning.memory import BUCKET, LIVE
 from trainer.sections import ParallelSection, TrainSection
-from trainer.zero import flat_parts, publish_masters
+from trainer.zero import flat_parts, norm_by_any_number_of_ranks, publish_masters, square_sum
 
 
 class Engine:
@@ -52,6 +52,8 @@ class Engine:
             config=deepspeed_config(self.layout, self.stage, train.clip, parallel),
             mpu=DeepSpeedMesh(mesh),
         )
+        if self.stage in (1, 2) and not parallel.offload:
+            norm_by_any_number_of_ranks(self.optimizer, [mesh.replica_group, mesh.tp_group])
         self.parts = flat_parts(model, self.optimizer, self.stage)
         adam = self.optimizer.optimizer if self.stage else self.optimizer
         self.moments = [adam_state(adam, part.master) for part in self.parts]
@@ -158,16 +160,12 @@ def deepspeed_config(layout: Layout, stage: int, clip: float, parallel: Parallel
 
 
 def clip_plain(model: nn.Module, mesh: Mesh, clip: float) -> float:
-    """Without ZeRO: clip, and return the norm before, every logical element counted once."""
+    """Without ZeRO: clip as DeepSpeed does with it, to the bit, and return the norm before, every logical element counted once."""
     counted = mesh.layout.tp == 1 or mesh.place.tp_rank == 0
-    gradients = [
-        parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and (counted or partition_dim(name) is not None)
-    ]
-    square = nn.utils.get_total_norm(gradients).square()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    square = square_sum([gradient for name, gradient in gradients.items() if counted or partition_dim(name) is not None])
     if mesh.layout.tp > 1:
         dist.all_reduce(square, group=mesh.tp_group)
-    norm = square.sqrt()
-    nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    norm = square.sqrt().float()
+    torch._foreach_mul_(list(gradients.values()), 1.0 / ((norm + 1e-6) / clip).clamp(min=1.0))
     return float(norm)

@@ -5,11 +5,14 @@ Called by engine.py only, which knows the layout; reads DeepSpeed's optimisers, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import is_model_parallel_parameter
 from torch import Tensor, nn
 
 
@@ -69,6 +72,31 @@ def cut_parameters(names: dict[int, str], zero: Any, model: nn.Module) -> list[F
             if start < stop:
                 spans[index].append(Span(names[id(parameter)], start, stop, offset))
     return [FlatPart(*part) for part in zip(zero.fp32_partitioned_groups_flat, spans, strict=True)]
+
+
+def square_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all elements, in float64: whatever way they are shared out over tensors and ranks, the root rounds to the same fp32 number."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+
+
+def norm_by_any_number_of_ranks(zero: Any, groups: Sequence[dist.ProcessGroup]) -> None:
+    """Stages 1 and 2: have DeepSpeed clip by a norm that is rounded once. It adds up the ranks' sums in fp32, so another number of ranks
+    is another norm, and a run that is continued on it slowly becomes another run."""
+
+    def scaled_global_norm(norm_type: int = 2) -> Tensor:
+        counted = []
+        for index, parameters in enumerate(zero.params_in_partition):
+            whole = (gradient for gradient in zero.averaged_gradients[index] if not getattr(gradient, "_zero_padding", False))
+            pairs = zip(whole, parameters, strict=False)
+            counted += [gradient for gradient, own in pairs if is_model_parallel_parameter(own) or not zero.model_parallel_rank]
+        square = square_sum(counted).to(zero.device)
+        for group in groups:
+            dist.all_reduce(square, group=group)
+        norm = square.sqrt().float()
+        return torch.where(norm.isfinite(), norm, math.inf)
+
+    zero.scaled_global_norm = scaled_global_norm
 
 
 def publish_masters(optimizer: Any, stage: int) -> None:

@@ -186,6 +186,6 @@ def test_a_run_whose_data_set_has_changed_is_refused(
     (run / "events.jsonl").write_text(lines)
     out = tmp_path / "moved.mp4"
     assert main(["sample", str(run), "--image", str(cat), "--seconds", "0.6", "-o", str(out)]) == 0
-    for path in data.glob("manifest*.json"):  # of every generation: a commit names the first
+    for path in data.rglob("manifest*.json"):  # of every generation: a commit names the first
         path.write_text(path.read_text() + "\n")
     assert "was trained on another data set" in refused(["sample", run, "--image", cat], capsys)
