@@ -5,6 +5,7 @@ Screenshots of every width and scheme are left in the test's temporary folder, w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from tests.browser import Browser, chromium
 from tests.trainer.test_report import HAPPENED, event, step
 from trainer import events
-from trainer.inspection import report
+from trainer.inspection import encoded, report
 from trainer.inspection.evaluation import page
 from trainer.inspection.sheet import Row, contact_sheet
 from trainer.metrics import MetricsLog, StepMetrics
@@ -44,7 +45,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run of two stages with a failure, samples, long names and many steps."""
+    """The report of a run of two stages with a failure, samples, pictures of clips, long names and many steps."""
     run = tmp_path_factory.mktemp("a-run-with-quite-a-long-name")
     log = MetricsLog(run)
     for number in range(1, 301):
@@ -59,6 +60,9 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events.record(
         run, "samples", step=300, folder=str(run / "samples" / "step"), seconds=2.0, psnr=20.25, psnr_copy_last_frame=15.0, clips=3
     )
+    pictures = [{"caption": "a red circle moves left " * number, "jpeg": encoded.jpeg(frames[number])} for number in range(1, 9)]
+    buckets = [{"bucket": "17x96x96", "train": 230, "held_out": 26, "left_out": {"duplicate": 2}}]
+    (run / encoded.FILE).write_text(json.dumps({"buckets": buckets, "pictures": pictures}))
     return report.write(run)
 
 
