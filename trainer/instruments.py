@@ -62,7 +62,8 @@ class RunInstruments:
             self.storage(told["faults"])
         elif kind == "rank":  # where no seat has taken it
             pulse(self.meter, told)
-        self._publish()
+        if told.get("event") != "evaluation":  # it comes before the step that it is of
+            self._publish()
 
     def encoding(self, done: int, total: int, clips: int) -> None:
         """Progress of the encode pool: sources done, sources in all, clips so far, of the data set that it is at."""
