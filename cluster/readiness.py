@@ -6,6 +6,7 @@ it writes. It decides nothing about seats.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,10 @@ from trainer.sizing import latents_of
 
 PAUSE_SECONDS = 0.05
 CLOSE_SECONDS = 5.0  # for chunks that were begun, when the run is stopped
+
+
+class Resting(Exception):
+    """Encoding is to stop at once: what it had in hand is done again later, which costs less than trainers that start beside it."""
 
 
 @dataclass
@@ -134,7 +139,7 @@ class Feed:
         return [supply.newest for supply in self.supplies if supply.newest]
 
     def give(self, cpus: int, gpus: int = 0) -> None:
-        """What encoding may use from now on, at least a decoder and an encoder; without CPUs it ends the chunks it has begun and waits."""
+        """What encoding may use from now on, at least a decoder and an encoder; without CPUs it lets go of everything and waits."""
         self.cpus, self.gpus = cpus, gpus
 
     def close(self) -> None:
@@ -168,14 +173,18 @@ class Feed:
         def draining() -> bool:
             if time.monotonic() > self._closed + CLOSE_SECONDS:
                 raise InterruptedError(f"encoding of {job.folder} was stopped")
-            return self._closed < float("inf") or not self.cpus or self._next() is not supply or bool(self.gpus) != bool(gpus)
+            if not self.cpus:
+                raise Resting
+            return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
 
         def on_progress(progress: Progress) -> None:
             supply.progress = self.told = progress
             self._advance(supply, progress.records)
 
         tokenizer = datasets.make_tokenizer(job)
-        self.encode(supply.order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress, gpus=gpus, draining=draining)
+        with contextlib.suppress(Resting):
+            given = (supply.order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
+            self.encode(*given, gpus=gpus, draining=draining)
         if supply.newest and supply.complete:
             check_samples(supply.stages, supply.newest.manifest)
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "rollback": ("trainer.commands.rollback", "rollback <run> --step N: take a run back to an earlier commit; later ones are set aside"),
     "prune": ("trainer.commands.prune", "prune <run>: what can be deleted of a run's commits, and with --yes the deleting"),
     "plan": ("trainer.commands.plan", "plan: the layout, memory and step time of every stage on a cluster that need not be there"),
+    "study": ("trainer.commands.study", "study --axis width=96,128,192: a run per combination of values, and the law of loss over compute"),
     "simulate": ("cluster.simulate", "simulate: a recipe's days on clusters that need not be there: goodput, and time lost by cause"),
     "encode": ("cluster.encode_command", "encode: only encode the videos of a recipe, into data.root"),
     "doctor": ("trainer.commands.doctor", "doctor <data set>: verify its checksums, counts and order, mend its indices, describe it"),

@@ -82,6 +82,8 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     size: str = "toy"
+    width: int | None = Field(None, ge=1)  # where it is not the named size's, as the two below
+    depth: int | None = Field(None, ge=1)
     heads: int | None = Field(None, ge=1)
 
 

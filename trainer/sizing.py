@@ -29,7 +29,7 @@ def stream_of(config: RunConfig, stage: Stage, bucket: str) -> str:
 
 
 def model_of(config: RunConfig, spec: EncodeSpec) -> ModelConfig:
-    """The named size with what the recipe and the data set dictate: heads, objective, latent channels, text width and length.
+    """The named size with what the recipe and the data set dictate: shape, objective, latent channels, text width and length.
 
     Raises ValueError when they do not fit together.
     """
@@ -48,4 +48,5 @@ def planned_model(config: RunConfig) -> ModelConfig:
 def sized(config: RunConfig, channels: int, text_width: int, text_tokens: int) -> ModelConfig:
     changes: dict[str, Any] = {"latent_channels": channels, "text_width": text_width, "text_tokens": text_tokens}
     changes |= {"head": config.train.head, "conditions": config.train.conditions, "block": config.train.block}
-    return named_size(config.model.size, **changes, **({"heads": config.model.heads} if config.model.heads else {}))
+    changes |= {name: value for name in ("width", "depth", "heads") if (value := getattr(config.model, name)) is not None}
+    return named_size(config.model.size, **changes)

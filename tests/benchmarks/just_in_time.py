@@ -26,7 +26,7 @@ from cluster.progress import Board
 from cluster.readiness import Feed
 from cluster.run import Run
 from data_pipeline.chunks import Chunk
-from data_pipeline.encode import encode_chunk
+from data_pipeline.encode import encode_chunk, finished_chunks, work_fingerprint
 from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord
 from data_pipeline.spec import EncodeSpec
@@ -69,13 +69,19 @@ class RateLimited:
         draining: Callable[[], bool] = lambda: False,
     ) -> list[ChunkRecord]:
         tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
-        records: dict[int, ChunkRecord] = {}
-        started = time.monotonic()
-        for index, chunk in enumerate(chunks):
-            record = encode_chunk(chunk, spec, tokenizer, text, folder)
-            time.sleep(max(0.0, started + (index + 1) * self.seconds - time.monotonic()))
+        works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
+        records, started = dict(finished_chunks(chunks, works, folder)), time.monotonic()
+        found = len(records)
+        for index in [index for index in range(len(chunks)) if index not in records]:
+            record = encode_chunk(chunks[index], spec, tokenizer, text, folder)
+            while time.monotonic() < started + (len(records) + 1 - found) * self.seconds:
+                if draining():
+                    return [*records.values()]
+                time.sleep(0.01)
             records[index] = record
             on_progress(Progress(len(records), len(chunks), 0, time.monotonic() - started, records=dict(records)))
+            if draining():
+                break
         return [*records.values()]
 
 

@@ -1,6 +1,6 @@
 """How much sooner all_frames reaches the held-out loss that our own one_frame (cut after its target, gathered rows) ends with.
 
-    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 60]
+    python -m tests.benchmarks.time_to_loss [--frames 7 13] [--seeds 0 1 2] [--steps 60] [--supervised 48]
 
 Both train the same model on the same encoded synthetic videos with as many supervised frames per optimiser step, AdamW and moving
 average; each takes the best of the same learning rates (seed 0, half the steps). The two then train in turns, a few steps each, so
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,7 +49,6 @@ from trainer.sections import TrainSection
 
 GATES = {7: 1.3, 13: 2.0}
 RATES = (1e-3, 2e-3, 4e-3)
-SUPERVISED_FRAMES = 48  # per optimiser step, for both
 TURN, EVALUATE_EVERY, HELD_OUT, EMA = 10, 20, 64, 0.98
 
 
@@ -78,6 +78,7 @@ class Contender:
     bucket: Bucket
     lr: float
     seed: int
+    supervised: int  # frames per optimiser step
     step: int = 0
     seconds: float = 0.0
     losses: list[tuple[float, float]] = field(default_factory=list)  # (seconds, held-out loss)
@@ -90,7 +91,7 @@ class Contender:
         self.optimizer = adamw(self.model, self.train)
         frames, height, width = latent_shape(self.bucket, self.dataset.manifest.spec.stride)
         shape = Shape(self.bucket.id, frames, height * width)
-        self.samples = SUPERVISED_FRAMES // (frames - 1) if isinstance(self.supervision, AllFrames) else SUPERVISED_FRAMES
+        self.samples = self.supervised // (frames - 1) if isinstance(self.supervision, AllFrames) else self.supervised
         self.data, self.held_out = (self.dataset.split(self.bucket.id, split, self.seed) for split in ("train", "held_out"))
         self.draws = Draws(self.seed, shape, self.data.epoch_of, self.config, self.supervision)
         self.held_out_draws = Draws(0, shape, self.held_out.epoch_of, self.config, OneFrame(), purpose="held_out")
@@ -129,20 +130,23 @@ class Contender:
         return bool(self.losses) and self.losses[-1][1] <= loss
 
 
-def measure(dataset: Dataset, config: ModelConfig, frames: int, seeds: list[int], steps: int) -> dict[str, Any]:
+def measure(dataset: Dataset, config: ModelConfig, frames: int, seeds: list[int], steps: int, supervised: int) -> dict[str, Any]:
     """Learning-rate search for both, then one race per seed."""
     bucket = Bucket(1 + 4 * (frames - 1), dataset.manifest.spec.buckets[0].height, dataset.manifest.spec.buckets[0].width)
     supervisions: dict[str, Supervision] = {"one_frame": OneFrame(), "all_frames": AllFrames()}
     searched: dict[str, dict[float, float]] = {name: {} for name in supervisions}
     for name, supervision in supervisions.items():
         for lr in RATES:
-            tried = Contender(dataset, config, supervision, bucket, lr, seed=0)
+            tried = Contender(dataset, config, supervision, bucket, lr, 0, supervised)
             while tried.step < steps // 2:
                 tried.turn()
             searched[name][lr] = tried.held_out_loss()
             print(frames, name, lr, round(searched[name][lr], 4), round(tried.seconds, 1), file=sys.stderr)
     best = {name: min(found, key=found.__getitem__) for name, found in searched.items()}
-    races = [race(dataset, config, bucket, supervisions, best, seed, steps) for seed in seeds]
+    make = {
+        name: partial(Contender, dataset, config, supervisions[name], bucket, best[name], supervised=supervised) for name in supervisions
+    }
+    races = [race(make["one_frame"](seed=seed), make["all_frames"](seed=seed), steps) for seed in seeds]
     return {
         "ratio": median(run["sooner"] for run in races),
         "gate": GATES.get(frames),
@@ -152,20 +156,17 @@ def measure(dataset: Dataset, config: ModelConfig, frames: int, seeds: list[int]
     }
 
 
-def race(
-    dataset: Dataset, config: ModelConfig, bucket: Bucket, supervisions: dict[str, Supervision], lr: dict[str, float], seed: int, steps: int
-) -> dict[str, Any]:
+def race(one: Contender, every: Contender, steps: int) -> dict[str, Any]:
     """Both in turns, until one_frame is through and all_frames has reached its loss (or has had twice the steps)."""
-    one, every = (Contender(dataset, config, supervisions[name], bucket, lr[name], seed) for name in ("one_frame", "all_frames"))
     while one.step < steps or (not every.reached(one.losses[-1][1]) and every.step < 2 * steps):
         for contender in (one, every):
             if contender is every or contender.step < steps:
                 contender.turn()
     goal = one.losses[-1][1]
     seconds = next((at for at, loss in every.losses if loss <= goal), None)
-    print(bucket.id, seed, round(goal, 4), round(one.seconds, 1), seconds, file=sys.stderr)
+    print(one.bucket.id, one.seed, round(goal, 4), round(one.seconds, 1), seconds, file=sys.stderr)
     return {
-        "seed": seed,
+        "seed": one.seed,
         "one_frame": one.losses,
         "all_frames": every.losses,
         "sooner": one.seconds / seconds if seconds else 0.0,
@@ -178,6 +179,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, nargs="+", default=[7, 13], help="latent frames")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--supervised", type=int, default=48, help="supervised frames per optimiser step, for both")
     parser.add_argument("--size", type=int, default=48, help="pixels of a video's side")
     parser.add_argument("--clips", type=int, default=400)
     known = parser.parse_args()
@@ -185,14 +187,14 @@ def main() -> int:
     config = ModelConfig(**{**vars(SIZES["toy"]), "width": 96, "depth": 5, "head_width": 48})
     with tempfile.TemporaryDirectory() as scratch:
         dataset = encoded(Path(scratch), known.frames, known.size, known.clips)
-        results = {str(frames): measure(dataset, config, frames, known.seeds, known.steps) for frames in known.frames}
+        results = {str(frames): measure(dataset, config, frames, known.seeds, known.steps, known.supervised) for frames in known.frames}
     passed = all(result["gate"] is None or result["ratio"] >= result["gate"] for result in results.values())
     publish(
         {
             "benchmark": "time_to_loss",
             "ratio": min(result["ratio"] for result in results.values()),
             "passed": passed,
-            "supervised_frames_per_step": SUPERVISED_FRAMES,
+            "supervised_frames_per_step": known.supervised,
             "config": vars(config),
             "frames": results,
         }

@@ -17,7 +17,7 @@ STAGES = [
 ]
 
 
-def test_real_clips_train_before_a_third_of_them_is_encoded(real_videos: Path, tmp_path: Path) -> None:
+def test_real_clips_train_before_a_fifth_of_them_is_encoded(real_videos: Path, tmp_path: Path) -> None:
     small = ["data.sources_per_shard=1", "data.start_fraction=0.02", "train.evaluate_samples=1", "train.evaluate_every=10"]
     brief = ["sample.videos=1", "sample.iterations=2", "sample.head_steps=2", f"curriculum.stages={json.dumps(STAGES)}"]
     videos = [f"data.videos={real_videos}", f"data.captions={real_videos / 'captions.csv'}", "run.name=real"]
@@ -30,7 +30,7 @@ def test_real_clips_train_before_a_third_of_them_is_encoded(real_videos: Path, t
     assert code == 0, out + err
     total = len(list(sources.glob("*/sources/*.json")))
     assert total >= 22
-    assert encoded < total / 3, f"{encoded} of {total} videos were encoded at the first step"
+    assert encoded < total / 5, f"{encoded} of {total} videos were encoded at the first step"
     happened = lines(folder / "events.jsonl")
     told = [event for event in happened if event["event"] == "data"]
     assert [event["pending"] > 0 for event in told] == [True, False]

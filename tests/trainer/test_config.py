@@ -9,6 +9,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from trainer.config import RECIPES, RunConfig, dump, load
+from trainer.sizing import planned_model
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -58,6 +59,13 @@ def test_a_mistake_is_one_line_that_names_the_key(argument: str, message: str) -
     with pytest.raises(UserError, match=message) as caught:
         load([argument])
     assert "\n" not in str(caught.value)
+
+
+def test_the_model_s_own_keys_change_the_named_size() -> None:
+    model = planned_model(load(["model.width=96", "model.depth=2"]))
+    assert (model.width, model.depth, model.heads, model.head_width) == (96, 2, 4, 128)
+    with pytest.raises(UserError, match=r"^model\.width 98 is not divisible by model\.heads 4$"):
+        planned_model(load(["model.width=98"]))
 
 
 def test_a_recipe_file_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:

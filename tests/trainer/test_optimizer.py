@@ -1,4 +1,4 @@
-"""Which parameters decay, and what the learning rate is at every step."""
+"""Which parameters decay, how an update rounds, and what the learning rate is at every step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.videomar import VideoMAR
-from trainer.optimizer import adamw, learning_rate, parameter_groups
+from trainer.optimizer import GatedAdamW, adamw, learning_rate, parameter_groups
 from trainer.sections import TrainSection
 
 CONFIG = ModelConfig(width=32, depth=2, heads=2, latent_channels=4, text_width=6, text_tokens=5, head_width=16, head_depth=2)
@@ -95,3 +95,23 @@ def test_the_rate_never_falls_and_a_stage_scales_it(warmup: int, step: int, scal
     here, later = (learning_rate(train, scale, at) for at in (step, step + 1))
     assert 0 < here <= later <= train.lr * scale
     assert here == pytest.approx(scale * learning_rate(train, 1.0, step))
+
+
+def test_an_update_rounds_alike_wherever_a_tensor_is_cut() -> None:
+    draw = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(1000, generator=draw), torch.randn(20, 1000, generator=draw) * 1e-3
+
+    def trained(size: int) -> tuple[Tensor, Tensor]:
+        parts = [nn.Parameter(part.clone()) for part in start.split(size)]
+        optimizer = GatedAdamW([{"params": parts}], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
+        for gradient in gradients:
+            for part, own in zip(parts, gradient.split(size), strict=True):
+                part.grad = own.clone()
+            optimizer.step()
+        return torch.cat([part.detach() for part in parts]), torch.cat([optimizer.state[part]["exp_avg_sq"] for part in parts])
+
+    whole, squares = trained(1000)
+    for size in (16, 37, 992):
+        weights, others = trained(size)
+        assert torch.equal(weights, whole)
+        assert torch.equal(others, squares)

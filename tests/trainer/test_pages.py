@@ -5,8 +5,11 @@ Screenshots of every width and scheme are left in the test's temporary folder, w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +18,12 @@ from PIL import Image
 from tests.browser import Browser, chromium
 from tests.trainer.test_report import HAPPENED, event, step
 from trainer import events
-from trainer.inspection import report
+from trainer.inspection import encoded, report
 from trainer.inspection.evaluation import page
 from trainer.inspection.sheet import Row, contact_sheet
 from trainer.metrics import MetricsLog, StepMetrics
+from trainer.study import page as study_page
+from trainer.study.law import Law
 
 pytestmark = pytest.mark.timeout(200)
 SIZES = [(1280, False), (1280, True), (390, False), (390, True)]
@@ -44,7 +49,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run of two stages with a failure, samples, long names and many steps."""
+    """The report of a run of two stages with a failure, samples, pictures of clips, long names and many steps."""
     run = tmp_path_factory.mktemp("a-run-with-quite-a-long-name")
     log = MetricsLog(run)
     for number in range(1, 301):
@@ -59,6 +64,9 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events.record(
         run, "samples", step=300, folder=str(run / "samples" / "step"), seconds=2.0, psnr=20.25, psnr_copy_last_frame=15.0, clips=3
     )
+    pictures = [{"caption": "a red circle moves left " * number, "jpeg": encoded.jpeg(frames[number])} for number in range(1, 9)]
+    buckets = [{"bucket": "17x96x96", "train": 230, "held_out": 26, "left_out": {"duplicate": 2}}]
+    (run / encoded.FILE).write_text(json.dumps({"buckets": buckets, "pictures": pictures}))
     return report.write(run)
 
 
@@ -85,8 +93,29 @@ def evaluation_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's page: a law across widths, a family without one, and a run that failed."""
+    law = Law(3e3, 0.3, 0.2, 0.012, 8)
+    runs: list[dict[str, Any]] = [
+        {"run": f"width-{width}_supervision-{family}", "family": f"supervision {family}", "state": "finished", "parameters": 400 * width**2}
+        | {"steps": 420, "flops": 3e13, "held_out_loss": 0.5, "curve": [(place * 3e12, law.at(place * 3e12)) for place in range(6, 11)]}
+        for width in (96, 192)
+        for family in ("one_frame", "all_frames")
+    ]
+    runs.append({"run": "width-384", "family": "", "state": "failed: its train ended with exit code 1", "parameters": 12_000_000})
+    laws = [
+        {"family": "supervision one_frame", "points": 8, "law": asdict(law)},
+        {"family": "supervision all_frames", "points": 2, "law": None},
+    ]
+    axes = {"model.width": ["96", "192", "384"], "train.supervision": ["one_frame", "all_frames"]}
+    path = tmp_path_factory.mktemp("study") / "study.html"
+    path.write_text(study_page.page({"study": "toy-study", "recipe": "toy", "axes": axes, "runs": runs, "laws": laws}))
+    return path
+
+
 @pytest.mark.parametrize(("width", "dark"), SIZES)
-@pytest.mark.parametrize("name", ["report_file", "evaluation_file"])
+@pytest.mark.parametrize("name", ["report_file", "evaluation_file", "study_file"])
 def test_a_page_is_readable_and_complains_of_nothing(
     name: str, width: int, dark: bool, browser: Browser, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

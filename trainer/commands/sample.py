@@ -27,6 +27,7 @@ from trainer.inspection.start import fitting_size, frames_for, read_image, read_
 from trainer.inspection.trained import Trained, open_trained
 
 EXAMPLE = """  python trainer/main.py sample runs/toy --image cat.png --text "a cat walks left" --seconds 4 --seed 1 -o out.mp4
+  python trainer/main.py sample runs/with-stills --text "a cat walks left" -o out.mp4
   python trainer/main.py sample exported --table starts.csv -o samples/ --explain
 (the table has the columns image or video, text and, if wanted, seed; its paths are relative to it)"""
 COLUMNS = {"image", "video", "text", "seed"}
@@ -34,9 +35,9 @@ COLUMNS = {"image", "video", "text", "seed"}
 
 @dataclass(frozen=True)
 class Wish:
-    """One video to be made: from an image, or from the first frames of a video."""
+    """One video to be made: from an image, from the first frames of a video, or (no start) from the text alone."""
 
-    start: Path
+    start: Path | None
     is_image: bool
     text: str
     seed: int
@@ -68,13 +69,13 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
 
 
 def parser() -> Options:
-    options = Options("sample", "Continue an image or a video with a trained model.", EXAMPLE)
+    options = Options("sample", "Continue an image or a video with a trained model, or begin from text alone.", EXAMPLE)
     options.add_argument("model", type=Path, help="a run's folder, a checkpoint's, or an exported one")
-    start = options.add_mutually_exclusive_group(required=True)
+    start = options.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, metavar="FILE", help="the first frame")
     start.add_argument("--video", type=Path, metavar="FILE", help="a video whose first frames are continued")
     start.add_argument("--table", type=Path, metavar="CSV", help="several starts: columns image or video, text and, if wanted, seed")
-    options.add_argument("--text", default="", help="the caption")
+    options.add_argument("--text", default="", help="the caption; without a start all there is, for models trained on stills too")
     options.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of the video, the given frames included")
     options.add_argument(
         "--given-seconds", type=float, default=0.0, metavar="S", help="how much of a start video is given (at least one frame)"
@@ -93,6 +94,8 @@ def wishes_of(options: Namespace) -> list[Wish]:
         return read_table(options.table, options.out, options.seed)
     if options.out.suffix not in (".mp4", ".gif"):
         raise UserError(f"-o {options.out}: give a file that ends in .mp4 or .gif")
+    if not (options.image or options.video or options.text):
+        raise UserError("sample: give one of --image, --video, --table, or --text alone; see python trainer/main.py sample --help")
     return [Wish(options.image or options.video, options.image is not None, options.text, options.seed, options.out)]
 
 
@@ -131,7 +134,9 @@ def format_line(options: Namespace, trained: Trained, found: Format) -> str:
     """What is going to be made, and in what it differs from what was asked for or trained."""
     height, width = found.size
     last, stride = trained.buckets[-1], trained.codec.tokenizer.stride
-    text = f"{found.frames} frames of {height}x{width} at {trained.fps:g} per second, starts scaled and cropped to it"
+    text = f"{found.frames} frames of {height}x{width} at {trained.fps:g} per second"
+    if options.image or options.video or options.table:
+        text += ", starts scaled and cropped to it"
     if options.size and options.size != found.size:
         text += f" (--size {options.size[0]}x{options.size[1]} is no multiple of the tokenizer's {stride[1]}x{stride[2]})"
     if found.frames > last.frames or height > last.height or width > last.width:
@@ -142,7 +147,9 @@ def format_line(options: Namespace, trained: Trained, found: Format) -> str:
 def make(wish: Wish, trained: Trained, config: SamplingConfig, wanted: Format, explain: bool) -> Row:
     """Sample one video into its file; returns its row of the contact sheet."""
     step = trained.codec.tokenizer.stride[0]
-    if wish.is_image:
+    if wish.start is None:
+        given = np.zeros((0, *wanted.size, 3), np.uint8)
+    elif wish.is_image:
         given = read_image(wish.start, wanted.size)
     else:
         given = read_video(wish.start, wanted.size, trained.fps, wanted.given, step)
@@ -163,7 +170,7 @@ def make(wish: Wish, trained: Trained, config: SamplingConfig, wanted: Format, e
         grid = (wanted.size[0] // trained.codec.tokenizer.stride[1], wanted.size[1] // trained.codec.tokenizer.stride[2])
         explanation(orders, grid, 1 + (len(given) - 1) // step, config, path)
         say(f"explanation   {path}")
-    return Row(wish.text or wish.start.name, None, np.concatenate(shown), len(given))
+    return Row(wish.text or Path(wish.start or "").name, None, np.concatenate(shown), len(given))
 
 
 @contextmanager

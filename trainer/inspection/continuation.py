@@ -31,19 +31,21 @@ class RecordedOrders(np.random.Generator):
 
 
 def continued(
-    trained: Trained, given: np.ndarray | None, text: str, frames: int, config: SamplingConfig, seed: int, watch: Watch
+    trained: Trained, given: np.ndarray, text: str, frames: int, config: SamplingConfig, seed: int, watch: Watch
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """(latents [T, h, w, C], the reveal order of every unit that was drawn) of a video of `frames` latent frames.
 
-    given: uint8 frames [F, H, W, 3]. `watch` gets the decoded frames, uint8 [f, H, W, 3], of every latent frame, the given ones'
-    first. The result depends on the arguments and the machine alone. Raises UserError for wishes that the model cannot fulfil.
+    given: uint8 frames [F, H, W, 3], none of them (F = 0) to begin from the text alone. `watch` gets the decoded frames, uint8
+    [f, H, W, 3], of every latent frame, the given ones' first. The result depends on the arguments and the machine alone.
+    Raises UserError for wishes that the model cannot fulfil.
     """
     device = trained.model.null_text.device
-    start = torch.from_numpy(trained.codec.encode(given)).to(device)
+    start = torch.from_numpy(trained.codec.encode(given) if len(given) else blank(trained, given.shape[1:3])).to(device)
     vectors, lengths = trained.codec.encode_text([text])
     rng = RecordedOrders(keyed_generator("sample command", seed).bit_generator)
     decode = Decoded(trained, watch)
-    decode.add(start)
+    if len(start):
+        decode.add(start)
     try:
         latents = generate(
             trained.model,
@@ -58,6 +60,17 @@ def continued(
     except ValueError as error:
         raise UserError(f"the model cannot sample like this: {error}") from None
     return latents[0].cpu().numpy(), rng.orders
+
+
+def blank(trained: Trained, size: tuple[int, int]) -> np.ndarray:
+    """No latent frame, [0, h, w, C], of videos of this size (H, W). Raises UserError for a model that never learned to make frame 0."""
+    if all(bucket.frames > 1 for bucket in trained.buckets):
+        raise UserError(
+            "the model was not trained to begin from text alone, no stage of it mixed stills in: give --image or --video, or train with "
+            "curriculum.stages.0.mix=[{frames: 1, height: ..., width: ..., share: 0.2}]"
+        )
+    _, down, across = trained.codec.tokenizer.stride
+    return np.zeros((0, size[0] // down, size[1] // across, trained.codec.tokenizer.channels), np.float32)
 
 
 class Decoded:

@@ -20,6 +20,8 @@ td,th{padding:.25rem .8rem .25rem 0;text-align:left;border-bottom:1px solid var(
 .bars{margin-bottom:1.5rem}.bars td:nth-child(n+2){white-space:nowrap}.bars tr:first-child .bar{background:var(--c2)}
 .muted,figcaption{color:var(--muted)}img,video{max-width:100%;height:auto}video{width:min(100%,40rem)}
 figure{margin:0 0 1.25rem}svg{display:block;width:100%;min-width:640px;max-width:900px;height:auto;font-size:12px}.wide img{min-width:640px}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.5rem,1fr));gap:0 1rem;margin-top:1rem}.clips img{width:100%}
+.clips figure{min-width:0}.clips figcaption{font-size:.85rem;overflow-wrap:anywhere}
 .chart figcaption{color:inherit}.chart output{display:block;min-height:1.5em;overflow-wrap:anywhere}.legend{margin-left:.5rem}
 button{font:inherit;font-size:.85rem;color:inherit;background:none;border:1px solid var(--line);border-radius:1rem}
 button{margin:.15rem .2rem;padding:.1rem .6rem}

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.events import read_events, standing
 from trainer.goodput import goodput
+from trainer.inspection import encoded
 from trainer.inspection.chronicle import counts, data_table, event_table, samples_wall, stage_table, trace_links
 from trainer.inspection.curves import loss_charts, speed_charts
 from trainer.inspection.page import document, section
@@ -40,7 +41,7 @@ def page(run: Path, metrics: Sequence[Record], happened: Sequence[Record]) -> st
         section("Is it learning?", told(verdict(metrics, true_now)) + loss_charts(metrics, true_now, happened)),
         section("Is it fast?", speed(metrics, happened) + trace_links(happened)),
         section("Stages", stage_table(metrics, true_now)),
-        section("Data", data_table(happened)),
+        section("Data", data_table(happened) + encoded.summary(run)),
         section("What happened", event_table(happened)),
     ]
     return document(run.name, "".join(parts))

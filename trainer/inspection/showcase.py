@@ -1,4 +1,5 @@
-"""The run's samples: held-out first frames continued by the averaged weights of the last commit. A seat forks this after the last stage."""
+"""The run's samples: held-out first frames continued by the averaged weights of the last commit, and pictures of what was encoded. A seat
+forks this after the last stage."""
 
 from __future__ import annotations
 
@@ -23,9 +24,12 @@ from model.videomar import VideoMAR
 from trainer import events
 from trainer.checkpoint import commit as commits
 from trainer.config import RunConfig, Stage
+from trainer.inspection import encoded
 from trainer.inspection.evaluation.measures import flow, is_dynamic
 from trainer.inspection.sheet import Row, contact_sheet
 from trainer.inspection.trained import averaged_model, sampling_config
+
+LOOKED_AT = 64  # clips of which some are shown
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,19 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
         write_mp4(folder / f"{number:02d}.mp4", np.concatenate([truth, generated], axis=2), config.data.fps)
     rows = [Row(*row, samples.given) for row in zip(samples.captions, samples.truth, samples.generated, strict=True)]
     contact_sheet(rows, folder / "contact-sheet.png")
+    show_encoded(run_folder, config, dataset)
     summary = {"folder": str(folder), "clips": len(rows), "seconds": perf_counter() - started, **figures(samples)}
     (folder / "samples.json").write_text(json.dumps(summary | {"captions": samples.captions}, indent=1) + "\n")
     events.record(run_folder, "samples", step=commit.state.step, **summary)
     report({"kind": "samples", **summary})
+
+
+def show_encoded(run: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Pictures of some clips that the last stage trains on, of as many sources as the first ones of an epoch have."""
+    stage = config.curriculum.stages[-1]
+    clips = dataset.split(Bucket(stage.frames, stage.height, stage.width).id, "train", config.seed)
+    keys = [clips.sample_key(position) for position in range(min(LOOKED_AT, len(clips)))]
+    encoded.write(run, dataset, clips, spread_over_sources(keys, encoded.SHOWN))
 
 
 def sample(model: VideoMAR, config: RunConfig, dataset: Dataset, stage: Stage) -> Samples:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from model.config import ModelConfig
 from model.flops import head_flops, trunk_flops
 from trainer.planner import Layout
 from trainer.planning.memory import BUCKET, FP32, Numerics, activations, parameters
-from trainer.planning.workload import Workload, mean_mask_ratio
+from trainer.planning.workload import Sequence, Workload, mean_mask_ratio
 
 LATENCY = 10e-6  # seconds that a collective takes per doubling of its group, however little it sends
 UPDATE = 9  # reads and writes per optimiser element: master, two moments and EMA both ways, the gradient once
@@ -73,9 +74,8 @@ def step_cost(work: Workload, layout: Layout, cluster: Cluster, numerics: Numeri
     """The cost of one optimiser step of a stage under a layout."""
     model, device, passes = work.model, cluster.device, layout.accumulation
     shards = layout.sp * (layout.tp if layout.megatron_sp else 1)
-    ratio, longest = mean_mask_ratio(model), work.longest
-    trunk = mean([trunk_flops(model, sequence.tokens, sequence.pairs) for sequence in work.sequences])
-    head = mean([head_flops(model, round(ratio * sequence.supervised)) for sequence in work.sequences])
+    longest = work.longest
+    trunk, head = mean_flops(model, work.sequences)
     unbalance = longest.most_supervised(shards) * shards / longest.supervised  # the fullest piece's share of the head's rows
     rows, speed = passes * layout.micro_batch, device.flops * cluster.efficiency
     forward = rows * trunk / (layout.tp * layout.sp)
@@ -97,6 +97,13 @@ def step_cost(work: Workload, layout: Layout, cluster: Cluster, numerics: Numeri
         zero_bytes=zero_bytes,
         communication=tp_bytes / device.inside + sp_bytes / sp_speed + zero_bytes / zero_speed + LATENCY * waits,
     )
+
+
+def mean_flops(model: ModelConfig, sequences: tuple[Sequence, ...]) -> tuple[float, float]:
+    """(trunk, head) FLOPs of a sample's forward, the mean over the sequences that it may be trained on; the backward has twice as many."""
+    ratio = mean_mask_ratio(model)
+    trunk = mean([trunk_flops(model, sequence.tokens, sequence.pairs) for sequence in sequences])
+    return trunk, mean([head_flops(model, round(ratio * sequence.supervised)) for sequence in sequences])
 
 
 def mean(values: list[int]) -> float:

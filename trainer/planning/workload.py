@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -13,6 +12,7 @@ from model.config import ModelConfig
 from trainer.config import RunConfig
 from trainer.curriculum import Stage
 from trainer.mixture import ingredients
+from trainer.sections import TrainSection
 
 
 @dataclass(frozen=True)
@@ -95,18 +95,20 @@ class Workload:
 
 def workload(config: RunConfig, model: ModelConfig, stage: Stage) -> Workload:
     """A stage of a recipe, on its own bucket. Raises UserError when that does not fit the tokenizer's stride."""
-    train = config.train
     try:
         own = ingredients(stage, stage.stride or config.data.stride)[0]
     except ValueError as error:
         raise UserError(f"stage {stage.name}: {error}") from None
     if own.frames < 2:
         raise UserError(f"stage {stage.name}: {stage.frames} frames are one latent frame, and the first is given; use more")
+    return Workload(stage.name, model, own.samples, own.frames * own.tokens, sequences_of(config.train, own.frames, own.tokens))
+
+
+def sequences_of(train: TrainSection, frames: int, tokens: int) -> tuple[Sequence, ...]:
+    """Those that a sample of T latent frames of S tokens is trained on, with equal chance; a still supervises its only frame."""
     if train.supervision == "one_frame":
-        sequences: Iterable[Sequence] = (one_frame(kept, own.tokens) for kept in range(2, own.frames + 1))
-    else:
-        sequences = [all_frames(own.frames, own.tokens, train.masks_per_frame, train.block)]
-    return Workload(stage.name, model, own.samples, own.frames * own.tokens, tuple(sequences))
+        return tuple(one_frame(kept, tokens) for kept in range(min(frames, 2), frames + 1))
+    return (all_frames(frames, tokens, train.masks_per_frame, train.block),)
 
 
 def mean_mask_ratio(model: ModelConfig) -> float:

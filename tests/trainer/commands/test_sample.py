@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import av
@@ -15,6 +17,7 @@ from trainer.commands.sample import parser
 from trainer.commands.sampling_options import sampling_of
 from trainer.inspection.explain import frame_maps, unit_of_frames
 from trainer.inspection.start import fitting_size, frames_for
+from trainer.inspection.trained import FILE
 from trainer.main import main
 
 pytestmark = pytest.mark.timeout(200)
@@ -82,6 +85,23 @@ def test_a_gif_shows_every_frame(exported: Path, cat: Path, tmp_path: Path) -> N
     assert Image.open(tmp_path / "out.gif").n_frames == 5
 
 
+def test_a_model_that_was_trained_on_stills_begins_from_text_alone(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported, folder := tmp_path / "with-stills")
+    described = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps(described | {"buckets": ["1x32x32", *described["buckets"]]}))
+    firsts = []
+    for seed in ("1", "1", "2"):
+        out = tmp_path / f"{len(firsts)}.mp4"
+        assert main(["sample", str(folder), "--text", "a red cat", "--seconds", "1", "--seed", seed, "--explain", "-o", str(out)]) == 0
+        firsts.append(frames_of(out)[0])
+        assert frames_of(out).shape == (9, 32, 32, 3)
+    assert "starts scaled" not in capsys.readouterr().out
+    assert np.array_equal(firsts[0], firsts[1])
+    assert not np.array_equal(firsts[0], firsts[2])
+
+
 def test_a_size_is_brought_to_what_the_tokenizer_cuts(
     exported: Path, cat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +118,9 @@ def test_a_size_is_brought_to_what_the_tokenizer_cuts(
         (["--image", "text.png"], "--image text.png is no image that can be read"),
         (["--video", "text.png"], "--video text.png is no video that can be read"),
         (["--table", "text.png"], "--table text.png needs the columns image or video, text"),
-        (["--text", "a cat"], "one of the arguments --image --video --table is required"),
+        ([], "give one of --image, --video, --table, or --text alone"),
+        (["--text", "a cat"], "the model was not trained to begin from text alone, no stage of it mixed stills in"),
+        (["--image", "cat.png", "--video", "text.png"], "argument --video: not allowed with argument --image"),
         (["--image", "cat.png", "-o", "out.avi"], "-o out.avi: give a file that ends in .mp4 or .gif"),
         (["--image", "cat.png", "--size", "4x4"], "--size 4x4 is too small: the tokenizer needs at least 8x8"),
         (["--image", "cat.png", "--size", "big"], "'big' is not HEIGHTxWIDTH, as in 96x128"),
