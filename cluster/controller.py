@@ -25,9 +25,7 @@ from cluster.run import Run, RunFailed
 from data_pipeline.errors import UserError
 from trainer import events, weights
 from trainer.config import RunConfig
-from trainer.exporter import serving
-from trainer.instruments import RunInstruments
-from trainer.meter import Meter
+from trainer.sinks import published
 from trainer.status import last_word
 
 LINGER_SECONDS = 10.0  # that the actor can still be asked how the run ended
@@ -142,9 +140,8 @@ class Controller:
         died = last_word(config.run_folder)  # where this one is in the place of another
         run, number = run_folder.take(config, restarted=self._restarted)
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
-        instruments = RunInstruments(Meter(str(config.run.name)), config.curriculum.stages)
 
-        with serving(instruments.meter, config.metrics.host, config.metrics.port):
+        with published(config, run, board.say) as instruments:
             gpus = {"GPU": config.cluster.gpus_per_worker} if config.cluster.gpus_per_worker else {}
             gang = Gang(preload(config), {"CPU": cpus} | gpus, cpus, config.cluster.most)
             with contextlib.ExitStack() as closing:

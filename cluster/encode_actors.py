@@ -13,7 +13,7 @@ from data_pipeline.loader import tokenizer_at
 from data_pipeline.records import ChunkRecord, SourceRecord
 from data_pipeline.sources import Source
 from data_pipeline.spec import EncodeSpec
-from data_pipeline.storage import Location
+from data_pipeline.storage import FAULTS, Location
 from data_pipeline.text import load_text
 
 NICE = 19  # encoding takes what trainers on the same machine leave over
@@ -21,10 +21,11 @@ NICE = 19  # encoding takes what trainers on the same machine leave over
 
 @dataclass(frozen=True)
 class Decoded:
-    """What travels with a piece: its bytes, and with a source's last one the source's outcome."""
+    """What travels with a piece: its bytes; with a source's last one the source's outcome; faults of storage since the last word."""
 
     bytes: int
     outcome: SourceRecord | None
+    faults: dict[str, int]
 
 
 class Decoder:
@@ -49,13 +50,16 @@ class Decoder:
             assert self._next is not None, "asked for more of a source that has ended"
             piece, self._next = self._next, self._advance()
         ended = self._next if isinstance(self._next, SourceRecord) else None
-        return Decoded(sum(item.clip.frames.nbytes for item in piece), ended), piece
+        return Decoded(sum(item.clip.frames.nbytes for item in piece), ended, FAULTS.take()), piece
 
-    def commit(self, chunk: Chunk, work: str, outcomes: list[SourceRecord], counts: list[int], *encoded: list[EncodedClip]) -> ChunkRecord:
-        """Writes a chunk. `encoded` are the pieces of all its sources in order, `counts` how many each source has."""
+    def commit(
+        self, chunk: Chunk, work: str, outcomes: list[SourceRecord], counts: list[int], *encoded: list[EncodedClip]
+    ) -> tuple[ChunkRecord, dict[str, int]]:
+        """Writes a chunk. `encoded` are the pieces of all its sources in order, `counts` how many each source has. Also returns
+        the faults of storage."""
         pieces = iter(encoded)
         parts = [(outcome, [clip for _ in range(count) for clip in next(pieces)]) for outcome, count in zip(outcomes, counts, strict=True)]
-        return commit_chunk(chunk, self._spec, work, parts, self._folder)
+        return commit_chunk(chunk, self._spec, work, parts, self._folder), FAULTS.take()
 
     def decoding(self, source: Source, careful: bool) -> Generator[Piece, None, SourceRecord]:
         return decode_source(source, self._spec, careful, self._stall)

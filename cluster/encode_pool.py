@@ -20,6 +20,7 @@ from cluster.encode_scaling import Limits, LoadMeter, Queues, Sizes, bottleneck,
 from cluster.encode_tasks import Assembly, Call, Part, Piece, Task, Worker
 from data_pipeline.chunks import Chunk
 from data_pipeline.records import ChunkRecord
+from data_pipeline.storage import FAULTS
 
 DEATHS = 5  # actors that may die at one task before its chunk is given up
 QUEUE_BYTES = 64 << 20  # of decoded frames that wait for an encoder
@@ -94,9 +95,10 @@ class EncodePool:
                     told, written = now, len(self.records)
                     on_progress(self._state())
         finally:
-            on_progress(self._state())
             for worker in [*self._pools["decoders"], *self._pools["encoders"]]:
                 ray.kill(worker.actor)
+            self._pools, self._load_seen = {"decoders": [], "encoders": []}, "none"
+            on_progress(self._state())
 
     def _dispatch(self) -> None:
         """Gives every free actor what there is to do: writing first, for it frees most; then what is furthest along."""
@@ -175,6 +177,7 @@ class EncodePool:
         task = call.task
         if isinstance(task, Part):
             call.worker.holds = None if result.outcome else task
+            FAULTS.add(result.faults)
             if not self._current(task):
                 return
             task.outcome = result.outcome
@@ -184,7 +187,8 @@ class EncodePool:
         elif isinstance(task, Piece):
             task.part.encoded[task.number] = call.results[0]
         else:
-            self.records[task.index] = result
+            self.records[task.index], faults = result
+            FAULTS.add(faults)
             task.parts.clear()  # and with them the latents
             return
         if self._current(task) and task.chunk.complete:

@@ -14,6 +14,7 @@ from cluster.encode import Progress
 from cluster.progress import Board
 from cluster.readiness import Feed
 from data_pipeline.loader import Dataset
+from data_pipeline.storage import FAULTS
 from trainer import events
 from trainer.instruments import RunInstruments
 
@@ -77,10 +78,14 @@ class Feeding:
                 self._instruments.dataset(*summary.dataset_counts(dataset))
 
     def _progress(self) -> None:
-        told = self.feed.told
+        told, instruments, stages = self.feed.told, self._instruments, self.feed.config.curriculum.stages
         if told and told is not self._shown:
             self._shown = told
-            self._instruments.encoding(told.done, told.total, told.clips)
+            instruments.encoding(told.done, told.total, told.clips)
+            instruments.pool(vars(told.queues), vars(told.sizes), told.bottleneck)
+        ready = [self.feed.progress(index) for index in range(len(stages))]
+        instruments.readiness({stage.name: (known.fraction, known.eta) for stage, known in zip(stages, ready, strict=True)})
+        instruments.storage(FAULTS.take())
 
     def _until(self, there: Callable[[], T | None], what: str) -> T:
         started = time.monotonic()

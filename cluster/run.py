@@ -247,17 +247,13 @@ class Run:
         return {"stay": None, "now": generation.AT_ONCE, "commit": generation.AT_THE_NEXT_COMMIT}[decision.choice]
 
     def on_message(self, rank: int, message: dict[str, Any]) -> None:
+        self.stage_step += message["kind"] == "step"
+        self.instruments.message(message, self.stage_step)
         if message["kind"] == "step":
-            self.stage_step += 1
             self.data.share(self.world * self.config.cluster.cpus_per_worker)
             self.board.show(self.line.text(message, self.stage_step))
-            self.instruments.step(message, self.stage_step)
             self.pace.step(message)
-        elif message["kind"] == "event":
-            self.instruments.event(message["event"], message)
-            if message["event"] == "commit":
-                self.pace.commit()
-                if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
-                    self.account()
-        elif message["kind"] == "samples":
-            self.instruments.samples(message["psnr"], message["psnr_copy_last_frame"])
+        elif message["kind"] == "event" and message["event"] == "commit":
+            self.pace.commit()
+            if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
+                self.account()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -32,6 +33,8 @@ from trainer import events, lease, weights
 from trainer.checkpoint.commit import check_ids, resume_point
 from trainer.config import RunConfig, recipe_hash
 from trainer.curriculum import RunState
+from trainer.instruments import RunInstruments
+from trainer.sinks import published
 from trainer.sizing import latents_of
 
 PATIENCE = timedelta(days=2)  # of the other ranks while rank 0 encodes the videos
@@ -81,13 +84,14 @@ def command(config: RunConfig, environment: dict[str, str]) -> int:
     if found is None:
         return 2  # rank 0 says why
     folder, line = Path(found["run"]), TrainingLine(config.curriculum.stages)
-    for number in count():
-        plan = world.tell(f"generation {number}", lambda: next_generation(config, folder, found))
-        if plan is None:
-            break
-        train_stage(config, world, found | plan, terminal, line)
-    if world.rank == 0:
-        show(config, found, terminal)
+    with published(config, folder, terminal.say) if world.rank == 0 else nullcontext() as instruments:
+        for number in count():
+            plan = world.tell(f"generation {number}", lambda: next_generation(config, folder, found))
+            if plan is None:
+                break
+            train_stage(config, world, found | plan, terminal, line, instruments)
+        if instruments:
+            show(config, found, terminal, instruments)
     return 0
 
 
@@ -128,7 +132,8 @@ def encode_here(
 
 
 def next_generation(config: RunConfig, folder: Path, prepared: dict[str, Any]) -> dict[str, Any] | None:
-    """The next stage's generation: its number, its data set and the commit it starts from; None when all stages are done."""
+    """The next stage's generation: its number, its data set, the commit it starts from and the stage's steps so far; None when all are
+    done."""
     found = resume_point(folder).commit
     if found:
         check_ids(found, prepared["origins"], recipe_hash(config))
@@ -137,29 +142,36 @@ def next_generation(config: RunConfig, folder: Path, prepared: dict[str, Any]) -
         return None
     number = lease.draw(folder)
     events.record(folder, "generation", generation=number, world=config.cluster.workers, target="torchrun")
-    return {"generation": number, "commit": str(found.folder) if found else None, "dataset": prepared["datasets"][state.stage]}
+    commit, dataset = str(found.folder) if found else None, prepared["datasets"][state.stage]
+    return {"generation": number, "commit": commit, "dataset": dataset, "steps": state.stage_step}
 
 
-def train_stage(config: RunConfig, world: World, found: dict[str, Any], terminal: Terminal, line: TrainingLine) -> None:
-    """One stage on this rank; its end, promotion, is the same on all."""
+def train_stage(
+    config: RunConfig, world: World, found: dict[str, Any], terminal: Terminal, line: TrainingLine, instruments: RunInstruments | None
+) -> None:
+    """One stage on this rank; its end, promotion, is the same on all. Rank 0 tells of it."""
     import torch.distributed as dist
 
     from trainer import process
 
-    steps = 0
+    steps = found["steps"]
+    if instruments:
+        instruments.generation(found["generation"], world.size, "training")
 
     def report(message: dict[str, Any]) -> None:
         nonlocal steps
+        steps += message["kind"] == "step"
         if message["kind"] == "step":
-            steps += 1
             terminal.show(line.text(message, steps))
+        if instruments:
+            instruments.message(message, steps)
 
     group = {"rank": world.rank, "world": world.size, "local_rank": world.local_rank, "threads": config.cluster.cpus_per_worker}
     store = dist.PrefixStore(f"generation/{found['generation']}", world.store)
     process.run({"config": config.model_dump(mode="json"), **group, **found, "store": store}, report, None)
 
 
-def show(config: RunConfig, found: dict[str, Any], terminal: Terminal) -> None:
+def show(config: RunConfig, found: dict[str, Any], terminal: Terminal, instruments: RunInstruments) -> None:
     """Samples and report of the finished run."""
     from trainer.inspection import report, showcase
 
@@ -170,6 +182,7 @@ def show(config: RunConfig, found: dict[str, Any], terminal: Terminal) -> None:
     asked = {"config": config.model_dump(mode="json"), "commit": str(commit.folder), "threads": config.cluster.cpus_per_worker}
     asked["dataset"] = found["datasets"][-1]
     showcase.run(found | asked, messages.append, None)
+    instruments.message(messages[-1], 0)
     events.record(folder, "finish", step=commit.state.step)
     report.write(folder)
     for text in summary.run_lines(folder, messages[-1]):

@@ -17,7 +17,7 @@ from cluster.checks import check_initial, check_stages
 from cluster.controller import End, Order
 from cluster.progress import Terminal
 from trainer import config as configs
-from trainer import weights
+from trainer import sinks, weights
 from trainer.config import RunConfig
 from trainer.recipe_changes import Change
 
@@ -25,6 +25,7 @@ from trainer.recipe_changes import Change
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """The run's exit code. The process that has started a run stops it when it is stopped itself; one that has attached leaves it alone."""
     config, terminal = weights.resolved(configs.load(arguments)), Terminal()
+    sinks.check(config.metrics)
     if config.cluster.launcher == "torchrun":
         return torchrun.command(config, environment)
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment

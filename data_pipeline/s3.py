@@ -5,8 +5,10 @@ Credentials and the endpoint come from the AWS SDK's own chain (AWS_ACCESS_KEY_I
 
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -48,6 +50,28 @@ TRANSIENT = {
 }
 
 Result = TypeVar("Result")
+
+
+class Faults:
+    """What the calls of this process have met, by kind, until somebody asks; safe from several threads. A missing file, and one that is
+    there already, are answers and not counted."""
+
+    def __init__(self) -> None:
+        self._met: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, met: Mapping[str, int]) -> None:
+        with self._lock:
+            self._met.update(met)
+
+    def take(self) -> dict[str, int]:
+        """Those since the last call."""
+        with self._lock:
+            met, self._met = self._met, Counter()
+        return dict(met)
+
+
+FAULTS = Faults()
 
 
 class StorageError(UserError):
@@ -188,6 +212,7 @@ def retrying(path: S3Path, call: Callable[[], Result]) -> Result:
                 raise FileNotFoundError(2, "No such file or directory", str(path)) from error
             if kind == "exists":
                 raise FileExistsError(17, "File exists", str(path)) from error
+            FAULTS.add({kind: 1})
             if kind == "transient" and time.monotonic() - started < PATIENCE:
                 time.sleep(pause(tries) * random.uniform(0.5, 1.0))
                 tries += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from data_pipeline import s3
+from data_pipeline.s3 import FAULTS as FAULTS
 from data_pipeline.s3 import S3Path as S3Path
 from data_pipeline.s3 import StorageError as StorageError
 

@@ -26,7 +26,7 @@ from trainer.parallel.tensor import partition_dim
 from trainer.planner import Layout
 from trainer.planning.memory import BUCKET, LIVE
 from trainer.sections import ParallelSection, TrainSection
-from trainer.zero import flat_parts, norm_by_any_number_of_ranks, publish_masters, square_sum
+from trainer.zero import flat_parts, norm_by_any_number_of_ranks, publish_masters, square_sum, watch_reduction
 
 
 class Engine:
@@ -82,6 +82,10 @@ class Engine:
         """The optimiser's gate."""
         self.before_update()
         return self.accepts(self.norm())
+
+    def watch_reduction(self, start: Callable[[], None], stop: Callable[[], None]) -> bool:
+        """See zero.watch_reduction."""
+        return watch_reduction(self.deepspeed, self.optimizer, self.stage, start, stop)
 
     def norm(self) -> float:
         """The gradient's norm before clipping, of the step that is being or was last made; inf or NaN when it is not finite."""

@@ -23,6 +23,7 @@ class Meter:
         self.run = run
         self._values: dict[str, dict[Labels, float]] = {name: {} for name in BY_NAME}
         self._seen: dict[str, set[str]] = defaultdict(set)  # values by label
+        self._news: set[tuple[str, Labels]] = set()
         self._lock = threading.Lock()
 
     def set(self, name: str, value: float, **labels: str) -> None:
@@ -49,6 +50,12 @@ class Meter:
         with self._lock:
             return [(name, key, value) for name, values in self._values.items() for key, value in values.items()]
 
+    def news(self) -> list[Series]:
+        """What was put since the last call and stands, whether or not its value is another."""
+        with self._lock:
+            put, self._news = self._news, set()
+            return [(name, key, self._values[name][key]) for name, key in sorted(put) if key in self._values[name]]
+
     def _put(self, name: str, labels: dict[str, str], value: float, add: bool) -> None:
         key = self._key(name, labels)
         values = self._values[name]
@@ -58,6 +65,7 @@ class Meter:
                 dropped[()] = dropped.get((), 0.0) + 1.0
             else:
                 values[key] = float(value) + (values.get(key, 0.0) if add else 0.0)
+                self._news.add((name, key))
 
     def _key(self, name: str, labels: dict[str, str]) -> Labels:
         """The label values in declared order."""

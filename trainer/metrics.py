@@ -1,6 +1,6 @@
 """Every number a run publishes, declared once; and metrics.jsonl, one object per optimiser step.
 
-The report and the exporters read this list; so do the generators of dashboards and alerts, which import nothing else.
+The report, the exporters and the sinks read this list; so do the generators of dashboards and alerts, which import nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ CAUSES = ("hang", "out_of_memory", "communication", "data", "hardware", "preempt
 ACTIVITIES = ("encode", "start", "step", "recompute", "data", "checkpoint", "evaluate", "sample", "other")
 # What wall time is lost to (trainer/goodput.py). "replan": from the end of a generation to the start of the next; "other": not told.
 LOSSES = ("detect", "start", "load", "data", "checkpoint", "recompute", "replan", "other")
+QUEUES = ("waiting", "decoding", "decoded", "encoding", "committing")  # of the encode pool, in the order in which a video passes them
+POOLS = ("decoders", "encoders")
+BOTTLENECKS = ("none", "decode", "encode", "storage")
+STORAGE_FAULTS = ("transient", "denied", "no bucket", "refused")  # of data_pipeline.s3.Fault, those that are no answer
 # How many values a label may have at one endpoint; series beyond are dropped and counted.
 LABEL_VALUES = {
     "state": len(RUN_STATES),
@@ -34,7 +38,11 @@ LABEL_VALUES = {
     "reason": 32,
     "outcome": 3,
     "split": 2,
-    "video": 2,
+    "video": 3,
+    "queue": len(QUEUES),
+    "pool": len(POOLS),
+    "bottleneck": len(BOTTLENECKS),
+    "fault": len(STORAGE_FAULTS),
 }
 
 
@@ -74,7 +82,8 @@ METRICS = (
     gauge("learning_rate", "Learning rate of the last step."),
     gauge("gradient_norm", "Gradient norm before clipping."),
     counter("steps_total", "Optimiser steps computed, recomputed ones included."),
-    counter("skipped_steps_total", "Steps whose gradients were not finite: weights, moments and average stay as they were."),
+    counter("skipped_steps_total", "Steps that the guard let change nothing: gradients not finite, or far above the recent ones."),
+    counter("roll_backs_total", "Times that the guard took the run back to its last commit, after too many skipped steps in a row."),
     counter("recomputed_steps_total", "Steps after the commit that a new generation starts from; they are computed again."),
     counter("tokens_total", "Latent tokens of the samples trained on."),
     counter("supervised_tokens_total", "Tokens that carried loss."),
@@ -82,6 +91,9 @@ METRICS = (
     gauge("attention_recompiles", "Attention kernels that the generation has compiled: one per bucket and rule."),
     gauge("rank_step_seconds", "Forward, backward and update of a rank's last step, waiting for its peers included.", "rank"),
     gauge("rank_forward_seconds", "Forward passes of a rank's last step: its own speed, before it waits for its peers.", "rank"),
+    gauge(
+        "rank_reduction_seconds", "Reduction of a rank's gradients in its last step, waiting for its peers included; ZeRO 0 to 2.", "rank"
+    ),
     gauge("rank_data_wait_seconds", "What a rank's last step waited for data.", "rank"),
     gauge("rank_memory_bytes", "Peak memory of a rank's device, or of its process on CPU.", "rank"),
     counter("time_seconds_total", "Wall time of the run by activity; the share of `step` is its goodput.", "activity"),
@@ -95,13 +107,19 @@ METRICS = (
     gauge("commit_bytes", "Size of the last commit."),
     gauge("last_commit_timestamp_seconds", "Unix time of the last commit, or of the start before the first."),
     gauge("stage_readiness_ratio", "Share of a stage's videos that are encoded.", "stage"),
+    gauge("stage_ready_seconds", "Seconds until a stage's videos are all encoded, at the present rate.", "stage"),
     gauge("encode_sources", "Videos to encode."),
     gauge("encode_sources_done", "Videos encoded, rejected or failed so far."),
     counter("encode_clips_total", "Clips written; a video gives several."),
+    gauge("encode_queue_items", "What is where in the encode pool: videos waiting, decoding; pieces decoded, encoding; chunks.", "queue"),
+    gauge("encode_actors", "Actors of the encode pool.", "pool"),
+    gauge("encode_bottleneck", "1 for what the encode pool waits for, 0 for the others.", "bottleneck"),
+    counter("storage_errors_total", "Requests to S3 that met a fault; transient ones are repeated, others end what asked.", "fault"),
     gauge("dataset_sources", "Videos of the data set by outcome: ok, rejected, failed.", "outcome"),
     gauge("dataset_rejected_sources", "Videos that gave no clip, by the filter's reason.", "reason"),
     gauge("dataset_clips", "Clips of the data set in all buckets, by split.", "split"),
     gauge("sample_psnr_decibels", "PSNR of generated frames against the truth, and of repeating the given frame.", "video"),
+    gauge("sample_dynamic_degree_ratio", "Share of the samples that move, by VBench's rule on optical flow, and of the truth.", "video"),
     gauge("exporter_processes", "Processes of the pod that share this endpoint."),
     counter("series_dropped_total", "Updates refused because a label had too many values."),
 )

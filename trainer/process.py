@@ -42,7 +42,7 @@ from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import Layout, plan_layout, usable
 from trainer.preflight import Trial, preflight, smaller_next_time
-from trainer.pulse import Pulse
+from trainer.pulse import Pulse, Stopwatch
 from trainer.sizing import latents_of, model_of, stream_of
 from trainer.task import StageTask
 from trainer.trace import StepTrace
@@ -96,8 +96,9 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.origin, recipe_hash(config), config.train.keep_commits, saver, journal)
-    if config.metrics.port:
-        told = Pulse(told, model, device, task.rank, report)
+    if config.metrics.wanted:
+        watch = Stopwatch(device)
+        told = Pulse(told, model, device, task.rank, report, watch if engine.watch_reduction(watch.start, watch.stop) else None)
     leave = Leave(device)
     leave.listen()
     try:

@@ -220,3 +220,11 @@ class SimulateSection(Section):
 class MetricsSection(Section):
     port: int | None = Field(None, ge=1, le=65535)  # of the Prometheus endpoint, one per pod or host; none: no endpoint
     host: str = "127.0.0.1"  # the address it listens at
+    tensorboard: bool = False  # event files in the run's folder; needs the extra tensorboard
+    wandb: str | None = None  # the project at Weights & Biases; needs the extra wandb
+    wandb_mode: Literal["online", "offline"] = "online"  # offline: into the run's folder
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the run's metrics go anywhere but into its own files."""
+        return bool(self.port or self.tensorboard or self.wandb)

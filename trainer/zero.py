@@ -111,6 +111,23 @@ def publish_masters(optimizer: Any, stage: int) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
+def watch_reduction(engine: Any, optimizer: Any, stage: int, start: Callable[[], None], stop: Callable[[], None]) -> bool:
+    """Stages 0 to 2: have DeepSpeed call `start` and `stop` around each reduction of gradients over the ranks, on the stream it is on.
+    Returns whether that can be: stage 3 reduces beside the backward pass, on a stream of its own."""
+    if stage == 3:
+        return False
+    owner, name = (optimizer, "average_tensor") if stage else (engine, "allreduce_gradients")
+    reduce = getattr(owner, name)
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        start()
+        reduce(*arguments, **named)
+        stop()
+
+    setattr(owner, name, watched)
+    return True
+
+
 LISTED: dict[int, Callable[[dict[int, str], Any, nn.Module], list[FlatPart]]] = {
     0: whole_parameters,
     1: cut_groups,

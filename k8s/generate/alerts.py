@@ -53,9 +53,20 @@ ALERTS = (
         600,
         0,
         "warning",
-        "steps with gradients that are not finite",
-        "Single ones are skipped and do no harm. Several in a row: lower train.lr, or look for broken samples among those of the steps "
-        "that metrics.jsonl says were skipped.",
+        "skipped steps: gradients that are not finite, or far above the recent ones",
+        "Single ones change nothing and do no harm. Several in a row: lower train.lr, or look for broken samples: events.jsonl names those "
+        "of every skipped step.",
+    ),
+    Alert(
+        "VideomarRollBack",
+        f"{increased('roll_backs_total')} > 0",
+        1800,
+        0,
+        "warning",
+        "the guard took the run back to its last commit",
+        "Too many steps in a row were skipped; the data in between is passed over. Again and again: events.jsonl names the samples of the "
+        "skipped steps; mend or leave them out, lower train.lr, or raise guard.sigma. After guard.roll_backs returns to one commit the "
+        "run fails.",
     ),
     Alert(
         "VideomarLossSpike",
@@ -110,6 +121,17 @@ ALERTS = (
         "warning",
         "training waits for data more than 10 % of the time",
         "Storage is slower than training: keep data.root on a faster volume, or give the pods more CPUs.",
+    ),
+    Alert(
+        "VideomarStorageErrors",
+        f"{increased('storage_errors_total')} > 20",
+        600,
+        0,
+        "warning",
+        "more than 20 requests to S3 met a fault within 10 minutes",
+        "Storage errors, in Data, names the kind. transient: the service throttles or the network drops; requests are repeated for 2 "
+        "minutes, so that the run only slows down: raise the bucket's limits, or use fewer encoders. denied, refused, no bucket: check the "
+        "credentials, the bucket's policy and its name.",
     ),
     Alert(
         "VideomarEncodeStalled",

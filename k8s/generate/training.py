@@ -68,9 +68,11 @@ RUN = Board(
         ),
         lines(
             "Skipped steps",
-            "Steps in the last minutes whose gradients were not finite; the weights did not change.",
+            "Steps in the last minutes that changed nothing, for their gradients were not finite or far above the recent ones; and how "
+            "often the guard took the run back to its last commit after too many of them in a row.",
             "short",
-            (f"increase({shown('skipped_steps_total')}[$__rate_interval])", "{{run}}"),
+            (f"increase({shown('skipped_steps_total')}[$__rate_interval])", "{{run}} skipped"),
+            (f"increase({shown('roll_backs_total')}[$__rate_interval])", "{{run}} taken back"),
             width=8,
         ),
         lines(
@@ -93,12 +95,21 @@ RUN = Board(
             "Generated frames against the truth once the run samples, beside what repeating the given frame gives.",
             "dB",
             (shown("sample_psnr_decibels"), "{{run}} {{video}}"),
+            width=8,
+        ),
+        lines(
+            "Dynamic degree of samples",
+            "Share of the samples that move, by VBench's rule on optical flow, beside the truth's. Far below: the model copies frames.",
+            "percentunit",
+            (shown("sample_dynamic_degree_ratio"), "{{run}} {{video}}"),
+            width=8,
         ),
         lines(
             "Loss by bucket",
             "Training loss of the stage's own bucket, and of earlier stages' where they are mixed in.",
             "none",
             (shown("source_loss"), "{{run}} {{source}}"),
+            width=8,
         ),
     ),
 )
@@ -164,16 +175,26 @@ PERFORMANCE = Board(
             width=8,
         ),
         lines(
+            "Gradient reduction by rank",
+            "Adding up the gradients over the ranks, waiting for slower peers included: the rank with the least of it is the one that all "
+            "wait for. Not with ZeRO 3, which reduces beside the backward pass.",
+            "s",
+            (shown("rank_reduction_seconds"), "{{run}} rank {{rank}}"),
+            width=8,
+        ),
+        lines(
             "Memory by rank",
             "Peak of the device, or of the process on CPU.",
             "bytes",
             (shown("rank_memory_bytes"), "{{run}} rank {{rank}}"),
+            width=8,
         ),
         lines(
             "Kernels compiled",
             "Attention kernels of this generation: more than one per bucket and rule means that shapes change. 0 on CPU.",
             "none",
             (shown("attention_recompiles"), "{{run}}"),
+            width=8,
         ),
     ),
 )
@@ -182,12 +203,20 @@ CURRICULUM = Board(
     "curriculum",
     "Curriculum and elasticity",
     (
-        lines("Stages", "Which stage trains, over time.", "none", (shown("run_stage"), "{{run}}"), kind="steps"),
+        lines("Stages", "Which stage trains, over time.", "none", (shown("run_stage"), "{{run}}"), kind="steps", width=8),
         lines(
             "Readiness of the stages",
-            "Share of a stage's videos that are encoded; a stage needs them before it starts.",
+            "Share of a stage's videos that are encoded; a stage needs data.start_fraction of them before it starts.",
             "percentunit",
             (shown("stage_readiness_ratio"), "{{run}} {{stage}}"),
+            width=8,
+        ),
+        lines(
+            "Time until a stage's data is whole",
+            "At the present rate of encoding; 0 when it is. Above Time to go of the stage before it, training will wait.",
+            "s",
+            (shown("stage_ready_seconds"), "{{run}} {{stage}}"),
+            width=8,
         ),
         lines(
             "World size",

@@ -224,6 +224,14 @@ def test_what_no_further_write_could_do_ends_the_run_with_its_own_line(data: Dat
         data.encode(bucket / "set")
 
 
+def test_what_storage_does_to_a_decoder_is_known_where_the_pool_is_run(data: Data, bucket: S3Path, s3_server: S3Server) -> None:
+    answers = ["503 Slow Down"] * 3
+    s3_server.gate = lambda request: answers.pop() if answers and request["REQUEST_METHOD"] == "PUT" else None
+    storage.FAULTS.take()
+    data.encode(bucket / "set")
+    assert storage.FAULTS.take() == {"transient": 3}
+
+
 def test_encoding_into_s3_gives_the_files_of_encoding_onto_a_disk(data: Data, bucket: S3Path, tmp_path: Path) -> None:
     data.encode(tmp_path)
     data.encode(bucket / "set")

@@ -146,11 +146,26 @@ def test_a_twentieth_of_all_requests_failing_changes_nothing(bucket: S3Path, s3_
         return refused[-1]
 
     s3_server.gate = gate
+    storage.FAULTS.take()
     for number in range(120):
         storage.write_bytes(bucket / str(number), str(number).encode())
     assert [storage.read_bytes(bucket / str(number)) for number in range(120)] == [str(number).encode() for number in range(120)]
     assert len(list(storage.list_files(bucket))) == 120
     assert len(set(refused)) == 4
+    assert storage.FAULTS.take() == {"transient": len(refused)}
+
+
+def test_a_missing_file_is_an_answer_and_no_fault_but_a_refusal_is_one(bucket: S3Path, s3_server: S3Server) -> None:
+    storage.FAULTS.take()
+    assert storage.size(bucket / "none") is None
+    assert storage.create(bucket / "lease", b"1")
+    assert not storage.create(bucket / "lease", b"2")
+    assert storage.FAULTS.take() == {}
+    s3_server.gate = lambda request: "403 Access Denied"
+    with pytest.raises(StorageError):
+        storage.write_bytes(bucket / "x", b"1")
+    assert storage.FAULTS.take() == {"denied": 1}
+    assert storage.FAULTS.take() == {}
 
 
 @pytest.mark.usefixtures("impatient")

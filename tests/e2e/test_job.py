@@ -20,12 +20,14 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.write_video import write_mp4
 from tests.e2e.job import (
     REPOSITORY,
     SMALL,
     STAGES,
+    STEPS,
     TIMEOUT,
     assert_every_step_once,
     environment,
@@ -45,7 +47,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * TIMEOUT)]
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(the run's folder, what it printed) of a whole small job from a relative run.root."""
     folder = tmp_path_factory.mktemp("demo")
-    code, out, err = run(SMALL, folder)
+    code, out, err = run([*SMALL, "metrics.tensorboard=true"], folder)
     assert code == 0, out + err
     return folder / "runs" / "toy", out
 
@@ -58,6 +60,15 @@ def test_the_job_trains_every_stage_and_records_every_step(demo: tuple[Path, str
     told = [event["event"] for event in lines(demo[0] / "events.jsonl")]
     assert [told.count(kind) for kind in ("start", "promotion", "samples", "finish")] == [1, 3, 1, 1]
     assert told.count("generation") == 4
+
+
+def test_tensorboard_reads_the_jobs_steps_and_what_came_of_them(demo: tuple[Path, str]) -> None:
+    read = EventAccumulator(str(demo[0] / "tensorboard"))
+    read.Reload()
+    stages = [event.step for stage in STAGES for event in read.Scalars(f"loss/{stage['name']}")]
+    assert stages == [event.step for event in read.Scalars("steps_total")] == list(range(1, STEPS + 1))
+    tags = read.Tags()["scalars"]
+    assert {"held_out_loss/short", "commit_seconds", "goodput_ratio", "sample_psnr_decibels/generated"} <= set(tags)
 
 
 def test_the_job_ends_by_naming_a_video_a_contact_sheet_and_a_report(demo: tuple[Path, str]) -> None:

@@ -27,13 +27,14 @@ def torchrun(processes: int, arguments: list[str], folder: Path) -> subprocess.C
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_torchrun_does_the_whole_job_and_a_second_start_finds_it_done(tmp_path: Path) -> None:
-    done = torchrun(2, ["parallel.tp=2", "parallel.megatron_sp=true"], tmp_path)
+    done = torchrun(2, ["parallel.tp=2", "parallel.megatron_sp=true", "metrics.tensorboard=true"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "toy"
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert {(line["dp"], line["tp"], line["world_size"]) for line in lines} == {(1, 2, 2)}
     assert (run / "report.html").exists()
+    assert len(list((run / "tensorboard").iterdir())) == 1, "one process writes"
     assert [event["event"] for event in read_events(run)].count("promotion") == 3
     again = torchrun(2, ["parallel.sp=2"], tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr

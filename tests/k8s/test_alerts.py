@@ -36,6 +36,7 @@ FAILED = ', cause="signal"'
 STORIES: dict[str, tuple[int, dict[str, str], dict[str, str]]] = {
     "VideomarNoProgress": (20, TRAINING | series("steps_total", "50x300"), TRAINING | series("steps_total", "0+10x300")),
     "VideomarLossNotFinite": (15, series("skipped_steps_total", "0x10 1x300"), series("skipped_steps_total", "1x300")),
+    "VideomarRollBack": (20, series("roll_backs_total", "0x10 1x300"), series("roll_backs_total", "1x300")),
     "VideomarLossSpike": (33, series("loss", "1x30 3x300", ', stage="a"'), series("loss", "1x30 1.5x300", ', stage="a"')),
     "VideomarCheckpointOld": (
         130,
@@ -54,6 +55,11 @@ STORIES: dict[str, tuple[int, dict[str, str], dict[str, str]]] = {
         series("model_flops_utilization_ratio", "0.4x30 0.3x300"),
     ),
     "VideomarDataWait": (25, spent(48, data=12), spent(57, data=3)),
+    "VideomarStorageErrors": (
+        20,
+        series("storage_errors_total", "0+3x300", ', fault="transient"'),
+        series("storage_errors_total", "0x15 9x300", ', fault="transient"'),
+    ),
     "VideomarEncodeStalled": (20, ENCODING | series("encode_sources_done", "5x300"), ENCODING | series("encode_sources_done", "0+2x300")),
     "VideomarRestartLoop": (
         20,

@@ -22,7 +22,13 @@ from trainer.metrics import LABEL_VALUES, METRICS
 
 from .test_instruments import STAGES, step
 
-PULSE = {"rank_step_seconds": 1.0, "rank_forward_seconds": 0.25, "rank_data_wait_seconds": 0.0, "rank_memory_bytes": 5e9}
+PULSE = {
+    "rank_step_seconds": 1.0,
+    "rank_forward_seconds": 0.25,
+    "rank_reduction_seconds": 0.1,
+    "rank_data_wait_seconds": 0.0,
+    "rank_memory_bytes": 5e9,
+}
 STEPS = 500
 
 

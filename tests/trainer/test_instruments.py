@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.encode_scaling import Load, Queues, Sizes, bottleneck
+from data_pipeline.s3 import Fault
 from trainer.curriculum import Promotion, Stage
 from trainer.goodput import goodput
 from trainer.instruments import RunInstruments, pulse
 from trainer.meter import Meter
-from trainer.metrics import LOSSES
+from trainer.metrics import BOTTLENECKS, LOSSES, POOLS, QUEUES, STORAGE_FAULTS
 
 STAGES = [
     Stage("short", 5, 32, 32, 256, Promotion(max_steps=4)),
@@ -51,15 +54,86 @@ def test_a_run_tells_where_it_stands() -> None:
     run, _ = instruments()
     assert value(run, "run_state", "encoding") == 1
     run.encoding(done=3, total=4, clips=7)
-    assert (value(run, "encode_clips_total"), value(run, "stage_readiness_ratio", "long")) == (7, 0.75)
+    assert (value(run, "encode_sources_done"), value(run, "encode_clips_total")) == (3, 7)
     run.dataset({"ok": 3, "rejected": 1, "failed": 0}, {"too short": 1}, {"train": 9, "held_out": 1})
-    assert (value(run, "dataset_rejected_sources", "too short"), value(run, "stage_readiness_ratio", "long")) == (1, 1)
+    assert value(run, "dataset_rejected_sources", "too short") == 1
     run.generation(1, seats=2, state="training")
     assert (value(run, "run_state", "encoding"), value(run, "run_state", "training")) == (0, 1)
     run.step(step(1), stage_step=1)
     assert value(run, "run_remaining_tokens") == 3 * 256 + 2 * 384
     assert (value(run, "run_layout", "world"), value(run, "frame_loss", "1"), value(run, "frame_loss", "0")) == (2, 1.5, None)
     assert (value(run, "run_samples"), value(run, "tokens_total")) == (8, 256)
+
+
+def test_the_encode_pool_is_told_with_its_queues_actors_and_bottleneck() -> None:
+    run, _ = instruments()
+    assert (value(run, "encode_actors", "decoders"), value(run, "encode_bottleneck", "none")) == (0, 1)
+    run.pool(vars(Queues(waiting=9, decoded=2, held=1)), vars(Sizes(3, 2)), "encode")
+    assert {labels[0]: number for name, labels, number in run.meter.series() if name == "encode_queue_items"} == {
+        "waiting": 9,
+        "decoding": 0,
+        "decoded": 2,
+        "encoding": 0,
+        "committing": 0,
+    }
+    assert (value(run, "encode_actors", "decoders"), value(run, "encode_actors", "encoders")) == (3, 2)
+    assert (value(run, "encode_bottleneck", "encode"), value(run, "encode_bottleneck", "none")) == (1, 0)
+
+
+def test_every_answer_of_the_pool_about_its_bottleneck_is_declared() -> None:
+    loads = [Load(), Load(blocked=1.0), Load(starved=1.0), Load(writing=1.0)]
+    assert {bottleneck(load) for load in loads} == set(BOTTLENECKS)
+    assert {field.name for field in fields(Queues)} >= set(QUEUES)
+    assert {field.name for field in fields(Sizes)} == set(POOLS)
+
+
+def test_clips_of_a_second_data_set_are_counted_on() -> None:
+    run, _ = instruments()
+    for clips in (7, 0, 4):
+        run.encoding(1, 2, clips)
+    assert value(run, "encode_clips_total") == 11
+
+
+def test_each_stage_has_a_readiness_of_its_own() -> None:
+    run, _ = instruments()
+    run.readiness({"short": (1.0, 0.0), "long": (0.25, 90.0)})
+    assert (value(run, "stage_readiness_ratio", "long"), value(run, "stage_ready_seconds", "long")) == (0.25, 90.0)
+    run.readiness({"short": (1.0, 0.0), "long": (0.25, float("inf"))})
+    assert (value(run, "stage_ready_seconds", "short"), value(run, "stage_ready_seconds", "long")) == (0.0, None)
+
+
+def test_faults_of_storage_are_counted_by_kind_and_every_kind_is_declared() -> None:
+    run, _ = instruments()
+    assert value(run, "storage_errors_total", "denied") == 0
+    run.message({"kind": "storage", "faults": {"transient": 2}}, 0)
+    run.storage({"transient": 1})
+    assert value(run, "storage_errors_total", "transient") == 3
+    assert set(STORAGE_FAULTS) == set(get_args(Fault)) - {"missing", "exists"}
+
+
+def test_a_roll_back_is_counted() -> None:
+    run, _ = instruments()
+    run.message({"kind": "event", "event": "layout", "step": 0, "recomputed": 0, "accumulation": 1}, 0)
+    assert value(run, "roll_backs_total") == 0
+    run.message({"kind": "event", "event": "roll_back", "step": 4}, 0)
+    assert value(run, "roll_backs_total") == 1
+
+
+def test_samples_are_told_beside_what_they_compare_with() -> None:
+    run, _ = instruments()
+    told = {"psnr": 20.0, "psnr_copy_last_frame": 15.0, "dynamic_degree": 0.25, "dynamic_degree_truth": 0.75}
+    run.message({"kind": "samples", **told}, 0)
+    assert (value(run, "sample_psnr_decibels", "generated"), value(run, "sample_psnr_decibels", "copy_last_frame")) == (20.0, 15.0)
+    assert [value(run, "sample_dynamic_degree_ratio", video) for video in ("generated", "truth")] == [0.25, 0.75]
+
+
+def test_whoever_listens_is_told_the_step_once_there_is_one() -> None:
+    told: list[int] = []
+    run = RunInstruments(Meter("run"), STAGES, tell=told.append)
+    run.message({"kind": "event", "event": "layout", "step": 0, "recomputed": 0, "accumulation": 1}, 0)
+    run.message({"kind": "step", **step(1)}, 1)
+    run.message({"kind": "event", "event": "commit", "step": 1, "seconds": 0.5, "bytes": 7}, 1)
+    assert told == [1, 1]
 
 
 def test_a_new_stage_ends_the_series_of_the_old_one() -> None:

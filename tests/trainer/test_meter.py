@@ -42,6 +42,18 @@ def test_a_gauge_is_replaced_and_a_counter_counts() -> None:
     }
 
 
+def test_the_news_are_what_was_put_and_stands() -> None:
+    meter = Meter("run")
+    meter.set("run_step", 1)
+    meter.set("loss", 2.0, stage="a")
+    meter.set("frame_loss", 2.0, frame="0")
+    meter.forget("frame_loss")
+    assert meter.news() == [("loss", ("a",), 2.0), ("run_step", (), 1.0)]
+    meter.set("run_step", 1)
+    assert meter.news() == [("run_step", (), 1.0)]
+    assert meter.news() == []
+
+
 def test_what_is_not_declared_is_an_error() -> None:
     with pytest.raises(KeyError):
         Meter("run").set("made_up", 1.0)

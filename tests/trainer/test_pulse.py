@@ -1,4 +1,4 @@
-"""A rank's pulse: the training forwards and nothing else, once per step, after the step is published."""
+"""A rank's pulse: the training forwards and what is timed beside them, once per step, after the step is published."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.storage import FAULTS
 from trainer.journal import Silence
 from trainer.metrics import StepMetrics
-from trainer.pulse import Pulse
+from trainer.pulse import Pulse, Stopwatch
 
 
 class Slow(nn.Module):
@@ -48,3 +49,27 @@ def test_forwards_of_a_step_are_added_up_and_evaluation_is_left_out() -> None:
     assert (first["kind"], first["rank"], first["rank_step_seconds"], first["rank_memory_bytes"]) == ("rank", 3, 1.0, 7)
     assert first["rank_forward_seconds"] >= 0.04
     assert second["rank_forward_seconds"] == 0
+
+
+def test_the_reduction_is_told_where_it_can_be_timed() -> None:
+    told: list[Any] = []
+    watch = Stopwatch(torch.device("cpu"))
+    pulse = Pulse(Silence(), Slow(), torch.device("cpu"), 0, told.append, watch)
+    for _ in range(2):
+        watch.start()
+        time.sleep(0.01)
+        watch.stop()
+    pulse.step(metrics())
+    Pulse(Silence(), Slow(), torch.device("cpu"), 0, told.append).step(metrics())
+    assert told[0]["rank_reduction_seconds"] >= 0.02
+    assert "rank_reduction_seconds" not in told[1]
+
+
+def test_faults_of_storage_are_told_once() -> None:
+    told: list[Any] = []
+    pulse = Pulse(Silence(), Slow(), torch.device("cpu"), 0, told.append)
+    FAULTS.take()
+    FAULTS.add({"transient": 3})
+    pulse.step(metrics())
+    pulse.step(metrics())
+    assert [message for message in told if message["kind"] == "storage"] == [{"kind": "storage", "faults": {"transient": 3}}]

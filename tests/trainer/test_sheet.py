@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.trainer.test_measures import drifting
 from trainer.inspection.sheet import LABEL, MARGIN, TEXT, Row, contact_sheet
-from trainer.inspection.showcase import Samples, psnr, psnr_table, spread_over_sources
+from trainer.inspection.showcase import Samples, figures, psnr, psnr_table, spread_over_sources
 
 SIDE = (20, 24)  # height, width
 BLUE = (20, 110, 220)
@@ -92,6 +93,13 @@ def test_the_table_compares_only_what_was_generated() -> None:
 def test_the_last_given_frame_is_the_one_that_is_copied() -> None:
     truth = np.array([0, 50, 53], np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     assert psnr_table(Samples(["a"], [truth], [truth], given=2))["psnr_copy_last_frame"] == pytest.approx(20 * np.log10(255 / 3))
+
+
+def test_the_figures_say_how_many_of_the_samples_move_and_how_many_should() -> None:
+    still, moving = drifting(0), drifting(3)
+    found = figures(Samples(["a", "b"], [moving, moving], [still, moving], given=1))
+    assert (found["dynamic_degree"], found["dynamic_degree_truth"]) == (0.5, 1.0)
+    assert found["psnr_copy_last_frame"] < found["psnr"]
 
 
 def test_every_source_gets_its_turn_before_one_has_two() -> None:

@@ -25,6 +25,7 @@ from trainer import events
 from trainer.checkpoint import commit as commits
 from trainer.config import RunConfig, Stage
 from trainer.inspection import encoded
+from trainer.inspection.evaluation.measures import flow, is_dynamic
 from trainer.inspection.sheet import Row, contact_sheet
 from trainer.inspection.trained import averaged_model, sampling_config
 
@@ -55,7 +56,7 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
     rows = [Row(*row, samples.given) for row in zip(samples.captions, samples.truth, samples.generated, strict=True)]
     contact_sheet(rows, folder / "contact-sheet.png")
     show_encoded(run_folder, config, dataset)
-    summary = {"folder": str(folder), "clips": len(rows), "seconds": perf_counter() - started, **psnr_table(samples)}
+    summary = {"folder": str(folder), "clips": len(rows), "seconds": perf_counter() - started, **figures(samples)}
     (folder / "samples.json").write_text(json.dumps(summary | {"captions": samples.captions}, indent=1) + "\n")
     events.record(run_folder, "samples", step=commit.state.step, **summary)
     report({"kind": "samples", **summary})
@@ -103,6 +104,12 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of uint8 arrays; 99 for equal ones."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return 99.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def figures(samples: Samples) -> dict[str, float]:
+    """What the samples are worth: their PSNR, and the share of them that move, by VBench's rule, beside the truth's."""
+    dynamic, truth = ([is_dynamic(flow(video)) for video in videos] for videos in (samples.generated, samples.truth))
+    return {**psnr_table(samples), "dynamic_degree": float(np.mean(dynamic)), "dynamic_degree_truth": float(np.mean(truth))}
 
 
 def psnr_table(samples: Samples) -> dict[str, float]:
