@@ -161,9 +161,9 @@ def test_data_of_a_later_tokenizer_is_encoded_next_unless_it_is_needed_now(tmp_p
 
 @pytest.mark.timeout(300)
 def test_a_closed_feed_goes_on_where_it_was(tmp_path: Path) -> None:
-    config, gate = recipe(tmp_path, FIRST), Gate(5)
+    config, gate = recipe(tmp_path, FIRST, changes=["data.start_fraction=0.3"]), Gate(5)
     with feeding(config, gate) as feed:
-        until(lambda: len(gate.done) == 5)
+        until(lambda: len(gate.done) == 5 and feed.datasets())
     begun = feed.datasets()[0]
     assert begun.manifest.pending
     again = Gate(99)
