@@ -166,10 +166,11 @@ def deepspeed_config(layout: Layout, stage: int, clip: float, parallel: Parallel
 def clip_plain(model: nn.Module, mesh: Mesh, clip: float) -> float:
     """Without ZeRO: clip as DeepSpeed does with it, to the bit, and return the norm before, every logical element counted once."""
     counted = mesh.layout.tp == 1 or mesh.place.tp_rank == 0
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    square = square_sum([gradient for name, gradient in gradients.items() if counted or partition_dim(name) is not None])
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = list(found.values())
+    square = square_sum([gradient for name, gradient in found.items() if counted or partition_dim(name) is not None])
     if mesh.layout.tp > 1:
         dist.all_reduce(square, group=mesh.tp_group)
-    norm = square.sqrt().float()
-    torch._foreach_mul_(list(gradients.values()), 1.0 / ((norm + 1e-6) / clip).clamp(min=1.0))
+    norm = square.sqrt().to(gradients[0].dtype)
+    torch._foreach_mul_(gradients, 1.0 / ((norm + 1e-6) / clip).clamp(min=1.0))
     return float(norm)

@@ -19,6 +19,7 @@ from trainer.checkpoint import store
 from trainer.checkpoint.commit import last_commit
 from trainer.checkpoint.fragments import Fragment
 from trainer.config import RunConfig
+from trainer.heartbeat import Heartbeat
 from trainer.metrics import read_metrics
 
 LOAD = store.load_fragments
@@ -47,8 +48,14 @@ def lives(rank: int, world: int, host: str, port: int, listener: Any, jobs: list
     device = process.join_group(group, listener)
     with awake_model(), patch.object(store, "load_fragments", partial(load_all_but, forgotten)):
         for run, config in jobs:
-            process.live(payload(config, run, dataset) | group, lambda message: None, device, 0.0)
+            told = payload(config, run, dataset)
+            beat = Heartbeat(ignore, run, told["generation"], rank)
+            process.live(told | group, ignore, beat, device, 0.0)
             torch.distributed.barrier()
+
+
+def ignore(message: dict[str, Any]) -> None:
+    """Nobody listens."""
 
 
 def load_all_but(forgotten: str, folder: Path, fragments: list[Fragment]) -> None:
