@@ -74,6 +74,8 @@ class Controller:
         self._itself = ray.get_runtime_context().current_actor
         self._board, self._stopping = Board(), threading.Event()
         self._end: End | None = None
+        self._number = 0  # of the last generation that was drawn here
+        self._training: Run | None = None
         self._followers: dict[str, float] = {}  # who follows and has not heard of the end: when it asked last
         self._thread = threading.Thread(target=self._live, name="run", daemon=True)
         self._thread.start()
@@ -121,7 +123,7 @@ class Controller:
             end = End(2, f"error: {place}; what was done so far is kept, mend it and run again")
         except BaseException:
             end = End(1, traceback.format_exc())
-        run_folder.give_back(self._config)
+        run_folder.give_back(self._config, self._training.number if self._training else self._number)
         self._end = end
         threading.Thread(target=self._leave, daemon=True).start()
 
@@ -138,7 +140,7 @@ class Controller:
         config, board = self._config, self._board
         workers, cpus = config.cluster.workers, config.cluster.cpus_per_worker
         died = last_word(config.run_folder)  # where this one is in the place of another
-        run, number = run_folder.take(config, restarted=self._restarted)
+        run, self._number = run_folder.take(config, restarted=self._restarted)
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
 
         with published(config, run, board.say) as instruments:
@@ -151,7 +153,7 @@ class Controller:
                 board.say(f"data  {len(job.sources.sources)} videos in {job.videos}")
                 feed = closing.enter_context(contextlib.closing(Feed(config, jobs, workers * cpus).start()))
                 data = Feeding(feed, run, workers * cpus, board, instruments, self._check)
-                training = Run(config, run, number, data, gang, board, instruments, self._check)
+                training = self._training = Run(config, run, self._number, data, gang, board, instruments, self._check)
                 training.begin(**({"happened": died} if self._restarted else {}))
                 if self._order.matched:
                     for line in weights.summary(self._order.matched, config.train.init):

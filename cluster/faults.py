@@ -140,18 +140,21 @@ class Injector:
         index = read_index(path)
         assert isinstance(path, Path), "shards in S3 are not damaged here"
         assert index is not None, "a finished shard has its index"
-        row = fault.of(range(len(index.keys)))
+        row, generation = fault.of(range(len(index.keys))), lease.current(self._run)
         offset, size, _ = index.places["latent"][row].tolist()
         with flipped(path, offset + size // 2):
-            return Done(f"sample {index.keys[row]}", self._reported("data"))
+            return Done(f"sample {index.keys[row]}", self._reported("data", generation))
 
     def _storage(self, fault: Fault) -> Done:
         done, every = last_commit(self._run), self._config.train.commit_every
         step = done.state.step if done else 0
-        ends = accumulate(stage.promotion.max_steps for stage in self._config.curriculum.stages)
+        ends = [*accumulate(stage.promotion.max_steps for stage in self._config.curriculum.stages)]
+        if last_step(self._run) >= ends[-1]:
+            raise LookupError("no commit is to come")
         steps = [step + every, step + 2 * every, next(end for end in ends if end > last_step(self._run))]
-        with full(self._run, steps, lease.current(self._run)):
-            return Done(f"commits after step {step}", self._reported("data"))
+        generation = lease.current(self._run)
+        with full(self._run, steps, generation):
+            return Done(f"commits after step {step}", self._reported("data", generation))
 
     def _rank(self, fault: Fault) -> tuple[int, int]:
         processes = trainers(self._run)
@@ -164,17 +167,17 @@ class Injector:
     def _stage(self) -> str:
         return str([event for event in read_events(self._run) if event["event"] == "layout"][-1]["stage"])
 
-    def _reported(self, cause: str) -> bool:
-        """Waits until the run has told of a failure of that cause; False when the time for it is over. Raises LookupError when the stage
-        was over before."""
-        known = len(read_events(self._run))
+    def _reported(self, cause: str, generation: int) -> bool:
+        """Waits until this generation has failed of that cause; False when the time for it is over. Raises LookupError when it ended before
+        it met the fault."""
         deadline = time.monotonic() + REPORT_SECONDS
         while time.monotonic() < deadline:
-            later = read_events(self._run)[known:]
-            if any(event["event"] == "failure" and event["cause"] == cause for event in later):
+            newest = lease.current(self._run)  # read first: a failure is told before the next generation is drawn
+            failures = [event for event in read_events(self._run) if event["event"] == "failure" and event["generation"] == generation]
+            if any(event["cause"] == cause for event in failures):
                 return True
-            if any(event["event"] == "promotion" for event in later):
-                raise LookupError("the stage was over before it met the fault")
+            if newest != generation:
+                raise LookupError("the generation was over before it met the fault")
             time.sleep(0.1)
         return False
 

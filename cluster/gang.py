@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.seats import Seat
 from data_pipeline.errors import UserError
 
+START_SECONDS = 180.0  # that a seat may need to be placed and to import
 START_FAILURES = 3  # of seats on one node, after which it gets no more
 SAY_SECONDS = 2.0  # before a user is told that seats are missing
 LEAVE_SECONDS = 60.0  # that a node whose seat was told to end gets no new one
@@ -52,6 +53,7 @@ class Held:
     node: str
     waiting: ray.ObjectRef
     warm: bool = False
+    made: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)  # see Seat.warm
 
 
@@ -147,6 +149,11 @@ class Gang:
         for call in answered:
             self._answered(waiting[call])
         for held in [held for held in self._held if held.node not in self._nodes]:
+            self._end(held)
+        late = time.monotonic() - START_SECONDS
+        for held in [held for held in self._held if not held.warm and held.made < late]:
+            self._failures[held.node] += 1
+            self.problem = f"it was not there after {START_SECONDS:.0f} s"
             self._end(held)
 
     def _answered(self, held: Held) -> None:

@@ -19,7 +19,7 @@ SETTLE_SECONDS = 0.5  # how long a rank that only lost its peer waits for the ra
 TICK_SECONDS = 0.2  # between two looks at what no message tells
 RETRY_SECONDS = 0.2
 START_SECONDS = 180.0  # for a seat that may still be importing
-ANSWER_SECONDS = 5.0  # for an account, or for the end of a process, besides the grace it has been granted
+ANSWER_SECONDS = 8.0  # for an account, which takes a stack, or for the end of a process, besides the grace it has been granted
 NO_ACCOUNT = f"asked what its rank does, it said nothing for {ANSWER_SECONDS:.0f} s"
 AT_ONCE, AT_THE_NEXT_COMMIT = "at once", "at the next commit"
 
@@ -71,6 +71,7 @@ def run(
             if message is not None:
                 group.take(rank, message)
             group.stop_if(should_stop(), message, grace_seconds)
+            group.give_up()
     except BaseException:
         _ask(seats, "stop", grace_seconds)
         raise
@@ -130,6 +131,13 @@ class Group:
         if wish != AT_THE_NEXT_COMMIT or committed:
             self._stopped = True
             _ask(list(self.running.values()), "kill" if committed else "stop", grace)
+
+    def give_up(self) -> None:
+        """A process that was killed and does not end (the kernel holds it, for a device or a file system that hangs) counts as lost, with
+        its seat: nobody waits for it."""
+        if self._detected and time.time() > self._detected + 2 * ANSWER_SECONDS:
+            for rank in self.running.keys() - {end.rank for end in self._ends}:
+                self._ended(End(rank, None, asked=True, detail="its process was killed and does not end"))
 
     def outcome(self) -> Outcome:
         cause = first_cause(self._ends)

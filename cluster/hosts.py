@@ -139,7 +139,7 @@ class Hosts:
 
     def pids(self, host: int | str) -> list[int]:
         """Of everything that a host has started, itself included."""
-        return marked(self._mark_of(str(host)))
+        return self._of(str(host))
 
     def side(self, host: int) -> int:
         return host if self._network else 0
@@ -168,9 +168,13 @@ class Hosts:
                 command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent
             )
 
+    def _of(self, name: str) -> list[int]:
+        """By the mark that processes inherit, or by the session: one that gives itself a title may write it over the mark."""
+        mark, session = f"{MARK}={self._mark_of(name)}".encode(), self._started[name].pid
+        return [pid for pid in _processes() if mark in _read(pid, "environ").split(b"\0") or _session(pid) == session]
+
     def _end(self, name: str) -> None:
-        mark = self._mark_of(name)
-        while pids := marked(mark):
+        while pids := self._of(name):
             for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that nobody notices that others are gone
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
@@ -182,11 +186,6 @@ class Hosts:
 def _end_with_parent() -> None:
     """In a child: SIGTERM, at which Ray ends what it has started, when this process is killed and cannot do it."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def marked(mark: str) -> list[int]:
-    """Living processes that have inherited a mark."""
-    return [pid for pid in _processes() if f"{MARK}={mark}".encode() in _read(pid, "environ").split(b"\0")]
 
 
 def trainers(run: Path) -> dict[int, int]:
@@ -205,6 +204,12 @@ def trainers(run: Path) -> dict[int, int]:
 def parent(pid: int) -> int:
     """Raises OSError when there is no such process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _session(pid: int) -> int | None:
+    """None when there is no such living process."""
+    state, *fields = _read(pid, "stat").decode().rpartition(")")[2].split() or ["Z"]
+    return None if state in "ZX" else int(fields[2])
 
 
 def _processes() -> Iterator[int]:

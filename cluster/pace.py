@@ -13,6 +13,7 @@ from cluster.replan import RESTART_SECONDS, Situation
 from trainer.curriculum import Stage
 
 RECENT = 20
+GRACE_SECONDS = 20.0
 
 
 class Pace:
@@ -22,7 +23,8 @@ class Pace:
         self._commit_every, self._now = commit_every, now
         self._steps: dict[tuple[str, int], deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._restarts: deque[float] = deque(maxlen=5)
-        self._commits: deque[float] = deque(maxlen=RECENT)
+        self._commits: deque[float] = deque(maxlen=RECENT)  # for which training stood still
+        self._written: deque[float] = deque(maxlen=RECENT)  # until they were on the disk
         self._last_step: float | None = None  # when, in this generation or the one before
         self._fresh = True  # no step of this generation yet
         self._since_commit = 0
@@ -43,9 +45,16 @@ class Pace:
         self._fresh, self._last_step = False, now
         self._since_commit += 1
 
-    def commit(self) -> None:
-        """A commit is made."""
+    @property
+    def grace_seconds(self) -> float:
+        """For a group that is told to leave: the step it is in, and a commit."""
+        steps = [seconds for world in self._steps.values() for seconds in world]
+        return max(GRACE_SECONDS, 3 * max(steps, default=0.0) + 2 * max(self._written, default=0.0))
+
+    def commit(self, seconds: float) -> None:
+        """A commit is made; so long after it was begun."""
         self._since_commit = 0
+        self._written.append(seconds)
 
     def situation(self, stage: Stage, stage_step: int, world: int, possible: int) -> Situation:
         """What replan.decide needs, `stage_step` steps into the stage."""

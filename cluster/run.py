@@ -31,6 +31,7 @@ from trainer.planner import usable
 from trainer.status import account
 
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
+TICK_SECONDS = 0.2
 LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
 ACCOUNT_SECONDS = 60.0  # between two readings of the whole history for the goodput, which grows with it
 
@@ -122,14 +123,23 @@ class Run:
                 continue
             step = self.state().step
             failures, committed = (failures + 1 if step == committed else 1), step
-            if limits(self.folder) != fitting:  # out of memory: the next one plans with a smaller micro-batch, nothing has failed
+            # Out of memory: the next one plans with a smaller micro-batch. A node that went: the next one has others. Neither is a fault.
+            if limits(self.folder) != fitting or outcome.cause in ("node", "preempted"):
                 failures = 0
             self.board.say(
                 f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
             )
             if failures > allowed:
                 raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
+            self.pause(failures)
         self.why = "stage"
+
+    def pause(self, failures: int) -> None:
+        """Before a stage is tried again that fails at the same step: what is wrong outside, a file system above all, may need a moment."""
+        began = time.monotonic()
+        while failures > 1 and time.monotonic() - began < min(60.0, 2.0**failures):
+            self.look()
+            time.sleep(TICK_SECONDS)
 
     def usable(self, stage: Stage, seats: int) -> int:
         """How many of so many seats the stage can use."""
@@ -176,6 +186,7 @@ class Run:
             self.payloads(number, threads),
             self.on_message,
             generation=number,
+            grace_seconds=self.pace.grace_seconds,
             silence=self.config.cluster.silence,
             should_stop=lambda: self.ends_early(used, stage),
         )
@@ -254,6 +265,6 @@ class Run:
             self.board.show(self.line.text(message, self.stage_step))
             self.pace.step(message)
         elif message["kind"] == "event" and message["event"] == "commit":
-            self.pace.commit()
+            self.pace.commit(message["seconds"])
             if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
                 self.account()

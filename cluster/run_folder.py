@@ -109,9 +109,12 @@ def keep_config(config: RunConfig) -> None:
         write_durably(path, dump(config))
 
 
-def give_back(config: RunConfig) -> None:
-    """After the run has ended: nobody steers it any more. A folder that has come to nothing goes."""
+def give_back(config: RunConfig, number: int) -> None:
+    """After the run has ended: nobody steers it any more. A folder that has come to nothing goes. Of a run that somebody else has taken
+    over (number: the last generation that was drawn here, 0 for none) nothing is touched."""
     folder = config.run_folder
+    if not number or not lease.holds(folder, number):
+        return
     (folder / CONTROLLER).unlink(missing_ok=True)
     if not (folder / CONFIG).exists():
         shutil.rmtree(folder / "lease", ignore_errors=True)

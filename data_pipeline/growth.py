@@ -2,6 +2,7 @@
 generation of their own. Pure; cluster/readiness.py acts on it."""
 
 from collections.abc import Container, Sequence
+from hashlib import blake2b
 
 from data_pipeline.chunks import Chunk
 from data_pipeline.manifest import Manifest
@@ -12,11 +13,13 @@ GROWTH = 1.2  # of the sources that a generation has, from one to the next
 
 def encode_order(chunks: Sequence[Chunk], evaluated: int) -> list[Chunk]:
     """The chunks in the order in which to encode them: first so many held-out sources as an evaluation takes, then what is trained
-    on, then the other held-out ones."""
-    held_out, first, count = [chunk for chunk in chunks if chunk.split == HELD_OUT], 0, 0
+    on, then the other held-out ones. Shuffled: the first ones stand for all, in the statistics of latents for good, and names of files
+    are sorted by what they show."""
+    shuffled = sorted(chunks, key=lambda chunk: blake2b(chunk.name.encode()).digest())
+    held_out, first, count = [chunk for chunk in shuffled if chunk.split == HELD_OUT], 0, 0
     while first < len(held_out) and count < evaluated:
         count, first = count + len(held_out[first].sources), first + 1
-    return [*held_out[:first], *(chunk for chunk in chunks if chunk.split == TRAIN), *held_out[first:]]
+    return [*held_out[:first], *(chunk for chunk in shuffled if chunk.split == TRAIN), *held_out[first:]]
 
 
 def prefix(order: Sequence[Chunk], done: Container[int]) -> int:
@@ -31,7 +34,7 @@ def sources(chunks: Sequence[Chunk], split: str | None = None) -> int:
 def may_begin(order: Sequence[Chunk], there: int, fraction: float) -> bool:
     """Whether the first `there` chunks are enough of the data to train on; all of them always are."""
     trained = sources(order[:there], TRAIN)
-    return there == len(order) or (trained > 0 and trained >= fraction * sources(order, TRAIN))
+    return there == len(order) or (fraction < 1 and trained > 0 and trained >= fraction * sources(order, TRAIN))
 
 
 def worth_a_generation(order: Sequence[Chunk], there: int, newest: Manifest) -> bool:

@@ -91,7 +91,8 @@ def _glob(pattern: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     parts = Path(pattern).parts
     fixed = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root = Path(*parts[:fixed])
-    return _files(root, (str(path) for path in root.glob(str(Path(*parts[fixed:]))) if path.is_file()), suffixes)
+    found = root.glob(str(Path(*parts[fixed:])))
+    return _files(root, (f"{root}/{path.relative_to(root)}" for path in found if path.is_file()), suffixes)
 
 
 def _s3(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:

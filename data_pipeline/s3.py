@@ -3,17 +3,17 @@
 Credentials and the endpoint come from the AWS SDK's own chain (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, profiles, instance roles).
 """
 
+import errno
 import os
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import fsspec
 from botocore.config import Config
@@ -25,7 +25,6 @@ PATIENCE = 120.0  # seconds during which a call is repeated before it is given u
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries; doubled each time, and shortened at random
 TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 PART = 16 << 20  # bytes of one request of a large transfer
-TOGETHER = 4  # such requests at a time of one download
 PIECE = 1 << 20  # bytes that stay in the processor's cache on their way
 SETTINGS: dict[str, Any] = {
     "retries": {"total_max_attempts": 1},  # repeated here, once
@@ -36,6 +35,7 @@ SETTINGS: dict[str, Any] = {
 
 Fault = Literal["missing", "no bucket", "denied", "exists", "transient", "refused"]
 DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccountProblem", "403"}
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 EXISTS = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
 TRANSIENT = {
@@ -169,21 +169,19 @@ def upload(source: Path, path: S3Path) -> None:
 
 
 def download(path: S3Path, target: Path) -> None:
-    """In ranges, some at a time, by the SDK's own client: an event loop in between costs as much again as the transfer."""
+    """In ranges, by the SDK's own client: an event loop in between costs as much again as the transfer."""
     bytes_ = size(path)
-    with target.open("wb") as file, ThreadPoolExecutor(TOGETHER, "download") as together:
-        cuts = [(first, min(first + PART, bytes_)) for first in range(0, bytes_, PART)]
-        parts = [together.submit(retrying, path, partial(_copy, path, *cut, file.fileno())) for cut in cuts]
-        for part in parts:
-            part.result()
+    with target.open("wb") as file:
+        for first in range(0, bytes_, PART):
+            retrying(path, partial(_copy, path, first, min(first + PART, bytes_), file))
 
 
-def _copy(path: S3Path, first: int, end: int, descriptor: int) -> None:
+def _copy(path: S3Path, first: int, end: int, file: BinaryIO) -> None:
     """Bytes [first, end) of an object to the same place of a file."""
     body = client(os.getpid()).get_object(Bucket=path.bucket, Key=path.key, Range=f"bytes={first}-{end - 1}")["Body"]
+    file.seek(first)
     for piece in body.iter_chunks(PIECE):
-        os.pwrite(descriptor, piece, first)
-        first += len(piece)
+        file.write(piece)
 
 
 @cache
@@ -246,7 +244,7 @@ def fault(error: BaseException) -> Fault:
         return "denied"
     if isinstance(error, FileNotFoundError):
         return "missing"
-    local = isinstance(error, OSError) and error.filename is not None  # our own disk, not the network
+    local = isinstance(error, OSError) and (error.filename is not None or error.errno in DISK)  # our own, not the network
     ours = isinstance(error, TypeError | ValueError | AttributeError) or type(error).__name__ == "ParamValidationError"
     return "refused" if local or ours else "transient"
 

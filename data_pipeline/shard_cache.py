@@ -13,7 +13,7 @@ from data_pipeline import storage
 from data_pipeline.shards import ShardEntry
 from data_pipeline.storage import Location, StorageError
 
-DOWNLOADS = 2  # at a time and process
+DOWNLOADS = 4  # at a time and process
 PATIENCE = 1.0  # seconds after a shard was asked for in which its readers wait for it, rather than fetch parts of it a second time
 
 

@@ -201,4 +201,4 @@ def known_values(data: SampleSet, position: int, config: ModelConfig) -> dict[st
     if not set(config.conditions) - {"context_noise"}:
         return {}
     meta = data.meta(position)
-    return {"fps": float(meta["fps"]), "motion": float(meta["values"]["motion"])}
+    return {"fps": float(meta["fps"]), "motion": float(meta["values"].get("motion", math.nan))}  # NaN: it is not known, so not told

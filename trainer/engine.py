@@ -168,7 +168,9 @@ def clip_plain(model: nn.Module, mesh: Mesh, clip: float) -> float:
     counted = mesh.layout.tp == 1 or mesh.place.tp_rank == 0
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     gradients = list(found.values())
-    square = square_sum([gradient for name, gradient in found.items() if counted or partition_dim(name) is not None])
+    square = square_sum([gradient for name, gradient in found.items() if counted or partition_dim(name) is not None]).to(
+        gradients[0].device
+    )
     if mesh.layout.tp > 1:
         dist.all_reduce(square, group=mesh.tp_group)
     norm = square.sqrt().to(gradients[0].dtype)

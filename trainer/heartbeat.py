@@ -22,7 +22,7 @@ class Heartbeat:
         self._report, self._run, self._generation, self._rank = report, run, generation, rank
 
     def enter(self, section: str) -> None:
-        """What this rank does from now on: group, build, load, preflight, step, evaluate, commit or sample."""
+        """What this rank does from now on: group, build, load, preflight, step, evaluate, commit, save or sample."""
         self._report({"kind": "beat", "section": section})
 
     def passed(self, milestone: str) -> None:

@@ -16,6 +16,12 @@ class Fenced(Exception):
     """This process belongs to an older generation: a newer one owns the run."""
 
 
+def check_holds(run: Path, generation: int) -> None:
+    """Raises Fenced when a newer generation owns the run."""
+    if not lease.holds(run, generation):
+        raise Fenced(f"generation {generation} no longer owns {run}")
+
+
 class Silence:
     """What the ranks but 0 tell: nothing."""
 
@@ -28,11 +34,11 @@ class Silence:
 
 class Journal:
     """A generation's record, from the commit it started from; `recomputed` counts the steps that it makes once more,
-    `recomputed_seconds` is what they had taken."""
+    `recomputed_seconds` is what they had taken. Making one raises Fenced when a newer generation owns the run."""
 
     def __init__(self, run: Path, generation: int, step: int, report: Report) -> None:
         self._run, self._generation, self._report = run, generation, report
-        self.recomputed, self.recomputed_seconds = cut_back(run, step)
+        self.recomputed, self.recomputed_seconds = cut_back(run, step, self.check_owner)
         self._log = MetricsLog(run)
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -53,8 +59,7 @@ class Journal:
 
     def check_owner(self) -> None:
         """Raises Fenced when a newer generation owns the run."""
-        if not lease.holds(self._run, self._generation):
-            raise Fenced(f"generation {self._generation} no longer owns {self._run}")
+        check_holds(self._run, self._generation)
 
     def sync(self) -> None:
         """Wait until all published steps are on the disk; a commit must not be ahead of them."""

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -19,6 +20,7 @@ from trainer.checkpoint.commit import Commit, commit_folder, commits, fault_of, 
 from trainer.checkpoint.files import has_sizes, is_sound, write_durably
 from trainer.config import RunConfig
 from trainer.curriculum import Stage
+from trainer.journal import check_holds
 from trainer.metrics import cut_back, last_step, metrics_path
 from trainer.recipe_changes import Change, covered
 
@@ -113,7 +115,7 @@ def roll_back(run: Path, commit: Commit) -> Path:
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         if int(folder.name.removeprefix("step-")) > step:
             folder.rename(aside / folder.name)
-    count, seconds = cut_back(run, step)
+    count, seconds = cut_back(run, step, partial(check_holds, run, number))
     events.record(
         run,
         "rollback",

@@ -68,7 +68,7 @@ def run_stage(
                 return
             ends = state.stage_step == change or promotion_reason(rule, state, task.bucket)
             if leave.agreed() and not ends:
-                beat.enter("commit")
+                beat.enter("save")
                 keeper.commit(state, "told to leave", permanent=False)
                 keeper.saver.wait()
                 leave.go()
@@ -80,7 +80,7 @@ def run_stage(
     finally:
         batches.close()
         trace.close()
-    beat.enter("commit")
+    beat.enter("save")  # unlike a commit on the way it is waited for
     if reason is None:
         keeper.commit(state, "change of mixture", permanent=False)
         keeper.saver.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
@@ -165,9 +166,9 @@ def metrics_path(run: Path) -> Path:
     return run / "metrics.jsonl"
 
 
-def cut_back(run: Path, step: int) -> tuple[int, float]:
+def cut_back(run: Path, step: int, check_owner: Callable[[], None]) -> tuple[int, float]:
     """Drop the lines after `step`, which a restart will compute again, and a torn last line. Returns how many steps were dropped, and the
-    seconds that they had taken."""
+    seconds that they had taken. check_owner raises when the run is no longer the caller's."""
     path = metrics_path(run)
     if not path.exists():
         return 0, 0.0
@@ -182,8 +183,9 @@ def cut_back(run: Path, step: int) -> tuple[int, float]:
         else:
             dropped += 1
             seconds += sum(told.get(part, 0.0) for part in ("step_seconds", "data_seconds", "checkpoint_seconds"))
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")
     temporary.write_text("".join(kept))
+    check_owner()  # at the last moment: a newer generation may be writing to the file already
     temporary.replace(path)
     return dropped, seconds
 

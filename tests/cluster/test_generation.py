@@ -217,3 +217,18 @@ def test_two_seats_join_a_gloo_group_over_the_inherited_socket(torch_seats: Seat
 def test_a_killed_rank_of_a_gloo_group_is_named_and_not_its_peer(torch_seats: Seats, tmp_path: Path) -> None:
     outcome = Run(torch_seats, tmp_path)("all_reduce", world=2, at=1)
     assert outcome.reason == "rank 1 was killed by SIGKILL"
+
+
+def test_nobody_waits_for_a_process_that_was_killed_and_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = generation.Group([None, None], lambda rank, message: None)
+    group.running = dict.fromkeys((0, 1), None)
+    monkeypatch.setattr(generation, "_ask", lambda *given: None)
+    monkeypatch.setattr(group, "_look", dict)
+    group.take(0, {"kind": "exit", "code": 1})
+    del group.running[0]
+    group.give_up()
+    assert group.running == {1: None}
+    monkeypatch.setattr(generation, "ANSWER_SECONDS", 0.0)
+    group.give_up()
+    outcome = group.outcome()
+    assert (group.running, outcome.failed_rank, outcome.lost) == ({}, 0, (1,))

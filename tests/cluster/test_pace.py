@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.pace import Pace
+from cluster.pace import GRACE_SECONDS, Pace
 from cluster.replan import RESTART_SECONDS
 from trainer.curriculum import Promotion, Stage
 
@@ -61,7 +61,16 @@ def test_a_restart_that_waited_for_seats_is_not_measured() -> None:
 def test_the_next_commit_is_due_so_many_steps_after_the_last(steps: int, due: int) -> None:
     pace = Pace(commit_every=10)
     pace.step(told(1.0))
-    pace.commit()
+    pace.commit(0.3)
     for _ in range(steps):
         pace.step(told(1.0))
     assert pace.situation(STAGE, 0, 2, 4).steps_to_commit == due
+
+
+def test_a_group_that_is_told_to_leave_has_the_time_of_its_step_and_of_a_commit() -> None:
+    pace = Pace(commit_every=10)
+    assert pace.grace_seconds == GRACE_SECONDS
+    for _ in range(2):
+        pace.step(told(30.0))
+    pace.commit(25.0)
+    assert pace.grace_seconds == 3 * 30.0 + 2 * 25.0

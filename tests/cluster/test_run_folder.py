@@ -103,15 +103,18 @@ def test_who_is_started_in_the_place_of_an_owner_takes_the_run_over(tmp_path: Pa
 
 def test_a_run_that_has_come_to_nothing_leaves_no_folder_and_one_that_has_not_its_config(tmp_path: Path) -> None:
     config = recipe(tmp_path)
-    run_folder.take(config)
+    number = run_folder.take(config)[1]
     run_folder.note_residence(config, "host:1", None)
     assert run_folder.residence(config) == run_folder.Residence("host:1", socket.gethostname(), None)
-    run_folder.give_back(config)
+    run_folder.give_back(config, 0)
+    run_folder.give_back(config, number + 1)
+    assert run_folder.residence(config), "another's run is left alone"
+    run_folder.give_back(config, number)
     assert run_folder.residence(config) is None
     assert everything(tmp_path) == {}
-    run_folder.take(config)
+    number = run_folder.take(config)[1]
     run_folder.keep_config(config)
-    run_folder.give_back(config)
+    run_folder.give_back(config, number)
     assert sorted(everything(tmp_path / "mine")) == ["config.yaml", "lease", "lease/00000001.json"]
 
 

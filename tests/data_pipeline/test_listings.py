@@ -50,6 +50,13 @@ def test_a_glob_names_what_it_matches_from_its_fixed_part_on(videos: list[Path])
         list_sources(f"{root}/*.mkv")
 
 
+@pytest.mark.parametrize("pattern", ["*.mp4", "**/*.mp4", "./*.mp4"])
+def test_a_glob_may_begin_where_the_user_is(videos: list[Path], pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(videos[0].parent)
+    names = [source.name for source in list_sources(pattern).sources]
+    assert names == (["a.mp4", "c.mp4", "sub/b.mp4"] if "**" in pattern else ["a.mp4", "c.mp4"])
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_table_names_files_with_their_captions_and_licences(videos: list[Path], tmp_path: Path, suffix: str) -> None:
     rows = [{"file": f"in/{name}", "caption": f"it is {name}", "licence": "CC0"} for name in ("sub/b.mp4", "a.mp4")]

@@ -24,12 +24,12 @@ def test_the_field_names_are_the_promised_ones() -> None:
 def test_a_restart_cuts_back_to_its_commit_and_drops_a_torn_line(tmp_path: Path) -> None:
     lines = [{"step": step, "step_seconds": 2.0, "data_seconds": 0.5} for step in (1, 2, 3, 4)]
     metrics_path(tmp_path).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
-    assert cut_back(tmp_path, 3) == (2, 2.5)
+    assert cut_back(tmp_path, 3, lambda: None) == (2, 2.5)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
-    assert cut_back(tmp_path, 0) == (0, 0.0)
+    assert cut_back(tmp_path, 0, lambda: None) == (0, 0.0)
     assert read_metrics(tmp_path) == []
 
 

@@ -20,6 +20,7 @@ from trainer.metrics import last_step
 
 MARKER = "commit.json"
 FORMAT = 2  # of the marker and of the files it lists
+DAMAGED = "a file does not have its checksum"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def write_marker(commit: Commit, check_owner: Callable[[], None]) -> None:
 
 
 def read_commit(folder: Path) -> Commit | None:
-    """The commit in a generation's folder, or None when it is torn. Raises UserError when another version wrote it."""
+    """The commit in a generation's folder, or None when it is torn. Raises UserError when another version wrote it, OSError when the
+    storage does not let us see: a commit that cannot be read for a moment is not one that is not there."""
     try:
         marker = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     if (found := marker.pop("format", 1)) != FORMAT:
         raise UserError(f"{folder / MARKER} is of format {found}, this version reads {FORMAT}: continue with the version that made it")
@@ -100,7 +102,10 @@ class ResumePoint:
 
 
 def resume_point(run: Path, is_sound: Callable[[Path, tuple[FileRecord, ...]], bool] = is_sound) -> ResumePoint:
-    """The newest commit that is whole and not a stale writer's. `is_sound` may remember what it has read before."""
+    """The newest commit that is whole and not a stale writer's. `is_sound` may remember what it has read before.
+
+    Raises UserError when commits are there and all are damaged: a run that began anew would delete them.
+    """
     published, starts = last_step(run), generation_starts(read_events(run))
     passed_over = []
     for folder in folders(run):
@@ -108,6 +113,8 @@ def resume_point(run: Path, is_sound: Callable[[Path, tuple[FileRecord, ...]], b
         if commit and (fault := fault_of(commit, published, starts, is_sound)) is None:
             return ResumePoint(commit, tuple(passed_over))
         passed_over.append((f"{folder.parent.name}/{folder.name}", fault if commit else "it was not finished"))
+    if damaged := [name for name, fault in passed_over if fault == DAMAGED]:
+        raise UserError(f"{run}: {damaged[0]} and every other commit is damaged: restore the files, or choose another run.name")
     return ResumePoint(None, tuple(passed_over))
 
 
@@ -124,7 +131,7 @@ def fault_of(
         return f"generation {min(newer)} has taken the run back behind it"
     if commit.state.step > published:
         return f"metrics.jsonl ends at step {published}, before it"
-    return None if is_sound(commit.folder, commit.files) else "a file does not have its checksum"
+    return None if is_sound(commit.folder, commit.files) else DAMAGED
 
 
 def generation_starts(happened: Sequence[dict[str, Any]]) -> dict[int, int]:

@@ -66,13 +66,13 @@ def read_range(path: Path, start: int, stop: int) -> bytearray:
 
 
 def is_sound(folder: Path, records: tuple[FileRecord, ...]) -> bool:
-    """Whether every file has the bytes it was written with; several at a time."""
+    """Whether every file has the bytes it was written with; several at a time. Raises OSError when the storage does not let us see."""
 
     def same(record: FileRecord) -> bool:
         try:
             with (folder / record.name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
-        except OSError:
+        except FileNotFoundError:
             return False
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -80,10 +80,10 @@ def is_sound(folder: Path, records: tuple[FileRecord, ...]) -> bool:
 
 
 def has_sizes(folder: Path, records: Iterable[FileRecord]) -> bool:
-    """Whether every file is there with its size."""
+    """Whether every file is there with its size. Raises OSError when the storage does not let us see."""
     try:
         return all((folder / record.name).stat().st_size == record.bytes for record in records)
-    except OSError:
+    except FileNotFoundError:
         return False
 
 

@@ -36,6 +36,7 @@ class Keeper:
         if self.journal:
             self.journal.sync()
             write_marker(commit, self.journal.check_owner)
+            self.journal.check_owner()  # once more: a newer generation may be reading what would be deleted
             prune(self.run, commit, self.keep)
             size, seconds = sum(file.bytes for file in commit.files), time.perf_counter() - begun
             self.journal.event("commit", step=commit.state.step, reason=commit.reason, seconds=seconds, bytes=size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,28 @@ def test_a_damaged_commit_is_passed_over_for_the_previous_one_and_said_so(tmp_pa
     assert point.commit.state.step == 10
     reason = "a file does not have its checksum" if damage is with_a_flipped_bit else "it was not finished"
     assert point.passed_over == (("step-00000020/0001", reason),)
+
+
+def test_a_run_whose_commits_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    for step in (10, 20):
+        with_a_flipped_bit(make(tmp_path, step).folder)
+    published(tmp_path, 20)
+    with pytest.raises(UserError, match="step-00000020/0001 and every other commit is damaged: restore the files"):
+        resume_point(tmp_path)
+
+
+def test_storage_that_cannot_be_read_for_a_moment_has_not_lost_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, 10)
+    published(tmp_path, 10)
+
+    def fails(*given: Any, **named: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("read_text", "stat", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, fails)
+            with pytest.raises(OSError, match="Input/output error"):
+                resume_point(tmp_path)
 
 
 def test_a_stale_writer_cannot_commit_or_publish(tmp_path: Path) -> None:
