@@ -31,6 +31,7 @@ def test_more_workers_than_the_cluster_holds_are_waited_for_and_then_given_up_in
     assert "error: cluster.min_workers=4 needs 4 x 1 CPUs" in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_and_gains_a_node_and_loses_a_worker_and_its_controller_is_the_undisturbed_run(
     hosts: Hosts, tmp_path: Path
 ) -> None:

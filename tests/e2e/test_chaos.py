@@ -65,6 +65,7 @@ def permitted() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("permitted")
 @pytest.mark.timeout(1200)
 def test_two_hosts_whose_link_is_cut_for_half_a_minute_make_the_same_run(tmp_path: Path) -> None:
