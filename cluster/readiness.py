@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster import dataset as datasets
 from cluster.checks import check_samples, shortage
@@ -43,6 +43,10 @@ class Supply:
     newest: Dataset | None = None
     tried: int = 0  # chunks with which it could not begin yet
     progress: Progress | None = None
+    sources: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sources = growth.sources(self.order)
 
     @property
     def complete(self) -> bool:
@@ -178,12 +182,14 @@ class Feed:
             return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
 
         def on_progress(progress: Progress) -> None:
-            supply.progress = self.told = progress
+            supply.progress = self.told = replace(progress, total=supply.sources)
             self._advance(supply, progress.records)
 
         tokenizer = datasets.make_tokenizer(job)
+        fraction = self.config.data.start_fraction
+        order = supply.order if supply.newest else supply.order[: growth.first_chunks(supply.order, supply.tried, fraction)]
         with contextlib.suppress(Resting):
-            given = (supply.order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
+            given = (order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
             self.encode(*given, gpus=gpus, draining=draining)
         if supply.newest and supply.complete:
             check_samples(supply.stages, supply.newest.manifest)

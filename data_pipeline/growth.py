@@ -37,6 +37,16 @@ def may_begin(order: Sequence[Chunk], there: int, fraction: float) -> bool:
     return there == len(order) or (fraction < 1 and trained > 0 and trained >= fraction * sources(order, TRAIN))
 
 
+def first_chunks(order: Sequence[Chunk], tried: int, fraction: float) -> int:
+    """How many chunks to encode before any other, so that training can begin as soon as may be; twice as many as were `tried` in vain."""
+    wanted, trained = fraction * sources(order, TRAIN), 0
+    for there, chunk in enumerate(order, 1):
+        trained += len(chunk.sources) if chunk.split == TRAIN else 0
+        if fraction < 1 and trained > 0 and trained >= wanted and there >= 2 * tried:
+            return there
+    return len(order)
+
+
 def worth_a_generation(order: Sequence[Chunk], there: int, newest: Manifest) -> bool:
     """Whether the first `there` chunks are so many more than those of the newest generation, or all of them."""
     known = newest.sources.total

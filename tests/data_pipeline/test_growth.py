@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.chunks import Chunk
-from data_pipeline.growth import encode_order, may_begin, prefix, sources
+from data_pipeline.growth import encode_order, first_chunks, may_begin, prefix, sources
 from data_pipeline.sources import Source
 
 
@@ -44,6 +44,15 @@ def test_training_may_begin_on_the_fraction_of_what_is_trained_on(train: list[in
         assert sources(order[: enough[0] - 1], "train") < fraction * sum(train)
     else:
         assert enough[0] == len(order), "the whole data set, what is held out included"
+
+
+@given(SIZES, SIZES, st.floats(0.01, 1))
+def test_what_is_encoded_first_is_what_may_do_then_twice_as_much(train: list[int], held_out: list[int], fraction: float) -> None:
+    order = encode_order(chunks(train, held_out), 1)
+    first = first_chunks(order, 0, fraction)
+    assert may_begin(order, first, fraction)
+    assert first == 1 or not may_begin(order, first - 1, fraction)
+    assert first_chunks(order, first, fraction) == (min(2 * first, len(order)) if fraction < 1 else len(order))
 
 
 def test_a_gap_ends_the_prefix() -> None:
