@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,12 @@ class Told(Silence):
 
     def step(self, metrics: StepMetrics) -> None:
         self._order.append("published")
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_before() -> None:
+    """Faults that other tests' storage had in this process are theirs."""
+    FAULTS.take()
 
 
 def metrics() -> StepMetrics:
@@ -68,7 +75,6 @@ def test_the_reduction_is_told_where_it_can_be_timed() -> None:
 def test_faults_of_storage_are_told_once() -> None:
     told: list[Any] = []
     pulse = Pulse(Silence(), Slow(), torch.device("cpu"), 0, told.append)
-    FAULTS.take()
     FAULTS.add({"transient": 3})
     pulse.step(metrics())
     pulse.step(metrics())
