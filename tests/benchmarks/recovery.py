@@ -25,7 +25,7 @@ from trainer.heartbeat import MILESTONES
 
 GATES = {"worker": 3.0, "stage": 4.0, "node": 12.0, "growth": 6.0}
 ROUNDS = 3
-LENGTHS = {"short": 60 + 100 * ROUNDS, "longer": 60, "larger": 60}
+LENGTHS = {"short": 60 + 600 * ROUNDS, "longer": 60, "larger": 60}
 Parts = dict[str, float]
 
 
@@ -65,11 +65,12 @@ def measured(folder: Path, hosts: Hosts) -> dict[str, list[Parts]]:
         return time.time()
 
     def grow() -> float:
-        """From the moment that the old generation is asked to leave; the new seat has warmed up while training went on."""
-        seen = len(happened(run, "replan", decision="now"))
+        """From the commit at which the old generation leaves; the new seat has warmed up while training went on."""
+        seen = len(happened(run, "resize", to=2))
         hosts.add(1)
-        wait_until(lambda: len(happened(run, "replan", decision="now")) > seen, process)
-        return float(happened(run, "replan", decision="now")[-1]["time"])
+        wait_until(lambda: len(happened(run, "resize", to=2)) > seen, process)
+        resized = happened(run, "resize", to=2)[-1]["time"]
+        return max(float(event["time"]) for event in happened(run, "commit") if event["time"] <= resized)
 
     wait_until(stepped(run, "short", 20), process)
     for _ in range(ROUNDS):
