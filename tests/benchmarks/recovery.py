@@ -76,7 +76,7 @@ def measured(folder: Path, hosts: Hosts) -> dict[str, list[Parts]]:
     for _ in range(ROUNDS):
         for kind, fault in (("worker", kill_worker), ("node", kill_node), ("growth", grow)):
             found[kind].append(after(run, process, fault))
-    finish(process)
+    finish(process, 900.0)
     found["stage"] = [parts(run, event["time"]) for event in happened(run, "promotion")[:-1]]
     return found
 

@@ -45,9 +45,9 @@ def start(arguments: list[str], hosts: Hosts) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=hosts.environment, start_new_session=True, **pipes)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """What a run that must succeed has printed."""
-    out, _ = process.communicate(timeout=PATIENCE)
+def finish(process: subprocess.Popen[str], seconds: float = PATIENCE) -> str:
+    """What a run that must succeed, within so long, has printed."""
+    out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out
     return out
 
