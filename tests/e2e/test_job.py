@@ -176,6 +176,7 @@ def test_a_live_run_is_stopped_from_outside_with_a_commit_of_its_last_step(tmp_p
     assert last < 208
     commits = [event for event in lines(folder / "events.jsonl") if event["event"] == "commit"]
     assert commits[-1]["step"] == last
+    assert commits[-1]["reason"] in ("told to leave", "periodic")  # the latter where one was just due: nothing is left to commit then
     code, _, err = run(["stop", *LONGER], tmp_path)
     assert code == 2
     assert "no run is live in runs/toy" in err
