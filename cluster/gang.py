@@ -20,7 +20,7 @@ from cluster.seats import Seat
 from data_pipeline.errors import UserError
 
 START_SECONDS = 180.0  # that a seat may need to be placed and to import
-START_FAILURES = 3  # of seats on one node, after which it gets no more
+START_FAILURES = 3  # on one node, of seats or of generations in a row, after which it gets no more
 SAY_SECONDS = 2.0  # before a user is told that seats are missing
 LEAVE_SECONDS = 60.0  # that a node whose seat was told to end gets no new one
 PROBE_SECONDS = 0.5  # for a node that has lost a seat to show that it lives
@@ -68,10 +68,12 @@ class Gang:
         self._nodes: dict[str, Node] = {}
         self._dead: set[str] = set()  # nodes that do not answer, though Ray still lists them
         self._leaving: dict[str, float] = {}  # nodes that say they go: until when they get no seat
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()  # by node, of seats that did not start
+        self._blames: Counter[str] = Counter()  # by node, of generations since the last commit
+        self._sick: set[str] = set()  # nodes that live and are of no use
         self._said: dict[str, str] = {}  # what each node was last: joined, draining, marked or lost
         self._told: list[tuple[str, str]] = []  # changes of it
-        self.problem = ""  # why the last seat could not start
+        self.problem = ""  # the last one: why a seat did not start, or why a node is marked
         self.refresh()
 
     @property
@@ -99,15 +101,33 @@ class Gang:
         if missing <= 0:
             return
         taken = Counter(held.node for held in self._held)
-        pending = {held.node for held in self._held if not held.warm}  # Ray may not have counted them yet
-        free = {node: there for node, there in _free().items() if self._stays(node) and not self._marked(node) and node not in pending}
-        for node in deal(free, self._need, taken, missing):
+        for node in deal(self._room(), self._need, taken, missing):
             self._held.append(self._make(node))
 
     def news(self) -> list[tuple[str, str]]:
         """(node, what has become of it: joined, lost, draining or marked) since the last call."""
         told, self._told = self._told, []
         return told
+
+    def blame(self, node: str, why: str, minimum: int) -> None:
+        """A generation has failed on a node before it made a commit. START_FAILURES in a row mark the node, which may be sick in a way that
+        its seats do not notice, where there are seats or room for `minimum` elsewhere."""
+        self._blames[node] += 1
+        elsewhere = {name: there for name, there in self._room().items() if name != node}
+        others = sum(held.node != node for held in self.ready) + len(deal(elsewhere, self._need, {}, minimum))
+        if self._blames[node] >= START_FAILURES and others >= minimum:
+            self.mark(node, f"{self._blames[node]} generations in a row have failed on it: {why}")
+
+    def absolve(self) -> None:
+        """A commit was made: what failed before is held against no node."""
+        self._blames.clear()
+
+    def mark(self, node: str, why: str) -> None:
+        """Use a node no more: its seats end, and it gets no others."""
+        self._sick.add(node)
+        self.problem = why
+        for held in [held for held in self._held if held.node == node]:
+            self._end(held)
 
     def drop(self, seats: Sequence[ActorHandle]) -> None:
         """End seats, most likely dead already, for good; others may come in their place where the node lives."""
@@ -153,7 +173,7 @@ class Gang:
         late = time.monotonic() - START_SECONDS
         for held in [held for held in self._held if not held.warm and held.made < late]:
             self._failures[held.node] += 1
-            self.problem = f"it was not there after {START_SECONDS:.0f} s"
+            self.problem = f"a seat did not start: it was not there after {START_SECONDS:.0f} s"
             self._end(held)
 
     def _answered(self, held: Held) -> None:
@@ -166,7 +186,7 @@ class Gang:
             self._doubt(held.node)
             if not held.warm and held.node in self._nodes:
                 self._failures[held.node] += 1
-                self.problem = str(error).strip().splitlines()[-1]
+                self.problem = f"a seat did not start: {str(error).strip().splitlines()[-1]}"
             self._end(held)
         else:
             if held.warm:
@@ -196,7 +216,12 @@ class Gang:
         return known is not None and not known.draining and self._leaving.get(node, 0.0) < time.monotonic()
 
     def _marked(self, node: str) -> bool:
-        return self._failures[node] >= START_FAILURES
+        return node in self._sick or self._failures[node] >= START_FAILURES
+
+    def _room(self) -> dict[str, Resources]:
+        """What is free on the nodes that may get seats."""
+        pending = {held.node for held in self._held if not held.warm}  # Ray may not have counted them yet
+        return {node: there for node, there in _free().items() if self._stays(node) and not self._marked(node) and node not in pending}
 
     def _say(self, node: str, word: str) -> None:
         if self._said.get(node) != word:
@@ -228,7 +253,7 @@ class Gang:
         free, total = ray.available_resources(), ray.cluster_resources()
         need = " and ".join(f"{minimum} x {number:g} {name}s" for name, number in self._need.items())
         there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in self._need)
-        why = f" (the last seat did not start: {self.problem})" if self.problem else ""
+        why = f" ({self.problem})" if self.problem else ""
         return f"cluster.min_workers={minimum} needs {need}, but {len(self.ready)} seats are there and Ray has {there} free{why}"
 
 

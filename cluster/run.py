@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import failures, generation, health, replan, run_folder, summary
+from cluster.causes import OF_A_SICK_NODE
 from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang, Held
 from cluster.pace import Pace
 from cluster.progress import Board, TrainingLine
+from data_pipeline.errors import UserError
 from trainer import config as configs
 from trainer import events, lease
 from trainer.checkpoint.commit import Commit, check_ids, resume_point
@@ -65,6 +67,9 @@ class Run:
         self.wish: str | None = None  # when this generation should end early,
         self.ending = ""  # and why
         self.looked = self.accounted = 0.0
+        self.committed = False  # this generation has
+        self.examined: set[str] = set()  # nodes,
+        self.sights: list[health.Sight] = []  # and what those see that can train
         self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
         self.passed_over: set[str] = set()
 
@@ -146,26 +151,42 @@ class Run:
         parts = ingredients(stage, self.dataset.manifest.spec.stride)
         return usable(seats, [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
 
+    @property
+    def fewest(self) -> int:
+        """Workers with which it trains."""
+        return max(self.config.cluster.fewest, self.config.parallel.tp * self.config.parallel.sp)
+
     def seats(self, stage: Stage | None) -> tuple[list[Held], bool]:
         """(the seats of the next generation, one to sample; whether they were there at once). Raises UserError when too few come."""
-        began, cluster = time.monotonic(), self.config.cluster
-        fewest = max(cluster.fewest, self.config.parallel.tp * self.config.parallel.sp) if stage else 1
-        self.gang.gather(fewest, cluster.wait_seconds, self.why == "start", self.look, self.board.say)
+        began, patience = time.monotonic(), self.config.cluster.wait_seconds
+        least, all_of_them = self.fewest if stage else 1, self.why == "start"
+        gather = functools.partial(self.gang.gather, least, patience, all_of_them, self.look, self.board.say)
+        gather()
+        while new := [held for held in self.gang.ready if held.node not in self.examined]:
+            self.examine(new)
+            gather()
         waited = time.monotonic() - began
         if waited > LOOK_SECONDS:
             events.record(self.folder, "wait", what="seats", seconds=waited)
         ready = self.gang.ready
-        if self.why == "start":
-            self.examine(ready)
         return ready[: self.usable(stage, len(ready)) if stage else 1], waited <= LOOK_SECONDS
 
     def examine(self, seats: Sequence[Held]) -> None:
-        """Say what the seats see. Raises UserError where they could not train."""
+        """Say what the seats of nodes see that were not used yet. A node that could not train is marked; raises UserError when there is one
+        at the run's start."""
         folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
         sights = health.examine({held.node: held.seat for held in seats}, [folder.absolute() for folder in folders])
-        for line in health.lines(sights, len(seats)):
-            self.board.say(line)
         events.record(self.folder, "health", nodes=[vars(sight) for sight in sights])
+        for sight in sights:
+            if why := health.unusable(sight):
+                if self.why == "start":
+                    raise UserError(why)
+                self.gang.mark(sight.node, why)
+        sound = {sight.node: sight for sight in sights if not health.unusable(sight)}
+        for line in health.lines([*sound.values()], sum(held.node in sound for held in seats), self.sights):
+            self.board.say(line)
+        self.sights += sound.values()
+        self.examined |= {held.node for held in seats}
 
     def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
         """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
@@ -173,7 +194,7 @@ class Run:
         if not lease.holds(self.folder, self.number):
             raise RunFailed(f"another process has taken over {self.folder}")
         number, before, self.world = lease.draw(self.folder), self.world, len(used)
-        self.number, self.wish, self.decided = number, None, ("stay", 0)
+        self.number, self.wish, self.decided, self.committed = number, None, ("stay", 0), False
         if stage and before not in (0, self.world):
             events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
             self.board.say(f"training goes on with {self.world} workers instead of {before}")
@@ -201,6 +222,8 @@ class Run:
         self.account()
         self.gang.drop([used[rank].seat for rank in outcome.lost])
         self.gang.release()
+        if outcome.failed_rank is not None and outcome.cause in OF_A_SICK_NODE and not self.committed:
+            self.gang.blame(used[outcome.failed_rank].node, outcome.reason, self.fewest)
         return outcome
 
     def account(self) -> None:
@@ -265,6 +288,8 @@ class Run:
             self.board.show(self.line.text(message, self.stage_step))
             self.pace.step(message)
         elif message["kind"] == "event" and message["event"] == "commit":
+            self.committed = True
+            self.gang.absolve()
             self.pace.commit(message["seconds"])
             if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
                 self.account()
