@@ -95,7 +95,7 @@ class Run:
         self.data.rest()
         events.record(self.folder, "finish", step=self.state().step)
         report.write(self.folder)
-        for line in summary.run_lines(self.folder, shown.messages[0] or {}):
+        for line in summary.run_lines(self.folder):
             self.board.say(line)
 
     def resume_point(self) -> Commit | None:

@@ -34,10 +34,15 @@ def last_word(run: Path) -> float:
 def is_live(run: Path, now: float) -> bool:
     """Whether a process steers the run; one on another host is believed to as long as it is heard of."""
     owner = lease.owner(run)
-    if owner is None or session(read_events(run))[-1:] == ["finish"]:
+    if owner is None or has_finished(run):
         return False
     alive = lease.is_alive(owner)
     return now - last_word(run) < SILENT_SECONDS if alive is None else alive
+
+
+def has_finished(run: Path) -> bool:
+    """Whether its last session has come to its end."""
+    return session(read_events(run))[-1:] == ["finish"]
 
 
 def state_of(run: Path, happened: Sequence[Record], now: float) -> str:
