@@ -91,7 +91,7 @@ def follow(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
 
 
 def say_farewell(actor: ActorHandle) -> None:
-    """Wait until whoever else follows has heard of the end: their Ray goes with this process. Nobody waits for a controller that is gone."""
+    """Wait until whoever else follows has heard of the end: their Ray goes with this process. Nobody waits for one that is gone."""
     deadline = time.monotonic() + FAREWELL_SECONDS
     with contextlib.suppress(RayActorError):
         while time.monotonic() < deadline and ray.get(actor.followers.remote()):

@@ -1,6 +1,5 @@
 """A forked process as its seat sees it: what it reports, whether it is alive, how it ended. Only cluster/seats.py makes them."""
 
-import contextlib
 import json
 import multiprocessing
 import signal

@@ -203,10 +203,13 @@ class Feed:
                 supply.tried += 1
                 if growth.may_begin(supply.order, supply.tried, self.config.data.start_fraction):
                     self._begin(supply, [records[index] for index in range(supply.tried)])
-        if supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):
+        while supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):  # again where another was first
             pending = growth.sources(supply.order[there:])
             encoded = [records[index] for index in range(there)]
-            self._publish(supply, datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending))
+            made = datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending)
+            if pending and not growth.holds(made, supply.newest.manifest):
+                return
+            self._publish(supply, made)
 
     def _begin(self, supply: Supply, records: list[ChunkRecord]) -> None:
         """The first generation, if its first stage can begin on it."""

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster import attach
+from cluster.controller import End
 from cluster.progress import Terminal
 from trainer import events
 
@@ -28,7 +29,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_run_that_has_finished_ends_with_0_though_its_controller_is_gone(gone: Any, tmp_path: Path) -> None:
     for kind in ("start", "finish"):
         events.record(tmp_path, kind)
-    assert attach.follow(gone, Terminal(), tmp_path) == attach.End(0)
+    assert attach.follow(gone, Terminal(), tmp_path) == End(0)
 
 
 @pytest.mark.parametrize("happened", [(), ("start", "failure"), ("start", "finish", "start")])
