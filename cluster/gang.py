@@ -6,7 +6,8 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ START_FAILURES = 3  # on one node, of seats or of generations in a row, after wh
 SAY_SECONDS = 2.0  # before a user is told that seats are missing
 LEAVE_SECONDS = 60.0  # that a node whose seat was told to end gets no new one
 PROBE_SECONDS = 0.5  # for a node that has lost a seat to show that it lives
+PROBES = 64  # nodes asked at once
 TICK_SECONDS = 0.2
 CALLS = 8  # that a seat answers at once
 
@@ -73,6 +75,7 @@ class Gang:
         self._sick: set[str] = set()  # nodes that live and are of no use
         self._said: dict[str, str] = {}  # what each node was last: joined, draining, marked or lost
         self._told: list[tuple[str, str]] = []  # changes of it
+        self._probes = ThreadPoolExecutor(PROBES, "probe")
         self.problem = ""  # the last one: why a seat did not start, or why a node is marked
         self.refresh()
 
@@ -131,8 +134,9 @@ class Gang:
 
     def drop(self, seats: Sequence[ActorHandle]) -> None:
         """End seats, most likely dead already, for good; others may come in their place where the node lives."""
-        for held in [held for held in self._held if held.seat in seats]:
-            self._doubt(held.node)
+        lost = [held for held in self._held if held.seat in seats]
+        self._doubt([held.node for held in lost])
+        for held in lost:
             self._end(held)
 
     def release(self) -> None:
@@ -144,6 +148,7 @@ class Gang:
         """End every seat with its process."""
         while self._held:
             self._end(self._held[0])
+        self._probes.shutdown()
 
     def _look(self) -> None:
         """Which nodes there are."""
@@ -153,9 +158,9 @@ class Gang:
             for node in ray.nodes()
             if node["Alive"]
         }
-        self._dead = {name for name in self._dead if name in nodes and _probe(nodes[name].address) != "answers"}
-        seated = {held.node for held in self._held} & nodes.keys()
-        self._dead |= {name for name in seated if _probe(nodes[name].address) == "refuses"}  # Ray would need many seconds to say so
+        replies = self._replies(nodes, self._dead | {held.node for held in self._held})
+        lost = {name for name, reply in replies.items() if reply == "refuses"}  # Ray would need many seconds to say so
+        self._dead = lost | {name for name in self._dead & replies.keys() if replies[name] != "answers"}
         self._nodes = {name: node for name, node in nodes.items() if name not in self._dead}
         for name in self._nodes:
             self._say(name, "draining" if not self._stays(name) else "marked" if self._marked(name) else "joined")
@@ -166,8 +171,10 @@ class Gang:
         """What has become of every seat: warm, gone, told to leave."""
         waiting = {held.waiting: held for held in self._held}
         answered = ray.wait([*waiting], num_returns=len(waiting), timeout=0)[0] if waiting else []
-        for call in answered:
-            self._answered(waiting[call])
+        answers = [(waiting[call], _answer(call)) for call in answered]
+        self._doubt([held.node for held, answer in answers if isinstance(answer, Exception)])
+        for held, answer in answers:
+            self._answered(held, answer)
         for held in [held for held in self._held if held.node not in self._nodes]:
             self._end(held)
         late = time.monotonic() - START_SECONDS
@@ -176,17 +183,13 @@ class Gang:
             self.problem = f"a seat did not start: it was not there after {START_SECONDS:.0f} s"
             self._end(held)
 
-    def _answered(self, held: Held) -> None:
-        try:
-            answer = ray.get(held.waiting)
-        except ActorUnavailableError:  # the network, or a node that Ray does not know to be dead yet
-            self._doubt(held.node)
+    def _answered(self, held: Held, answer: Any) -> None:
+        if isinstance(answer, ActorUnavailableError):  # the network, or a node that Ray does not know to be dead yet
             held.waiting = (held.seat.remain if held.warm else held.seat.warm).remote()
-        except (RayActorError, RayTaskError) as error:
-            self._doubt(held.node)
+        elif isinstance(answer, Exception):
             if not held.warm and held.node in self._nodes:
                 self._failures[held.node] += 1
-                self.problem = f"a seat did not start: {str(error).strip().splitlines()[-1]}"
+                self.problem = f"a seat did not start: {str(answer).strip().splitlines()[-1]}"
             self._end(held)
         else:
             if held.warm:
@@ -196,11 +199,17 @@ class Gang:
                 self._failures.pop(held.node, None)
             held.waiting = held.seat.remain.remote()
 
-    def _doubt(self, node: str) -> None:
-        """A node has lost a seat: whether it lives itself is asked there."""
-        if node in self._nodes and _probe(self._nodes[node].address) != "answers":
-            self._dead.add(node)
-            del self._nodes[node]
+    def _doubt(self, names: Iterable[str]) -> None:
+        """Nodes have lost a seat: whether they live themselves is asked there."""
+        for name, reply in self._replies(self._nodes, names).items():
+            if reply != "answers":
+                self._dead.add(name)
+                del self._nodes[name]
+
+    def _replies(self, nodes: Mapping[str, Node], names: Iterable[str]) -> dict[str, str]:
+        """What those of `names` do that are among the nodes, asked all at once: one that is silent holds up no other."""
+        asked = sorted(nodes.keys() & set(names))
+        return dict(zip(asked, self._probes.map(_probe, [nodes[name].address for name in asked]), strict=True))
 
     def _make(self, node: str) -> Held:
         where = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -255,6 +264,14 @@ class Gang:
         there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in self._need)
         why = f" ({self.problem})" if self.problem else ""
         return f"cluster.min_workers={minimum} needs {need}, but {len(self.ready)} seats are there and Ray has {there} free{why}"
+
+
+def _answer(call: ray.ObjectRef) -> Any:
+    """Of a seat, or the error that came in its place."""
+    try:
+        return ray.get(call)
+    except (RayActorError, RayTaskError) as error:
+        return error
 
 
 def _free() -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,3 +131,34 @@ def test_a_marked_node_gets_no_seat_again(monkeypatch: pytest.MonkeyPatch) -> No
         gang.refresh()
     assert places(gang) == ["b"]
     assert [word for node, word in gang.news() if node == "a"] == ["joined", "marked"]
+
+
+def test_nodes_are_asked_all_at_once_so_that_silent_ones_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"n{number}" for number in range(8)]
+    cluster = Cluster(monkeypatch, **dict.fromkeys(names, 1))
+    gang = cluster.gang(8)
+    together = Barrier(8)
+
+    def silent(address: tuple[str, int]) -> str:
+        together.wait(30)  # which nobody passes before all are asked
+        return "silent"
+
+    monkeypatch.setattr(gangs, "_probe", silent)
+    gang.refresh()
+    assert len(gang.ready) == 8, "silence alone is no death: the seats may answer still"
+    gang.drop([held.seat for held in gang.ready])
+    monkeypatch.setattr(gangs, "_probe", lambda address: "silent")
+    gang.refresh()
+    assert (gang.ready, {state for _, state in gang.news()}) == ([], {"joined", "lost"})
+
+
+def test_a_raylet_that_refuses_is_a_node_that_is_lost_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, a=1, b=1)
+    gang = cluster.gang(2)
+    cluster.replies["a"] = "refuses"
+    gang.refresh()
+    assert places(gang) == ["b"]
+    del cluster.replies["a"]
+    gang.refresh()
+    gang.refresh()
+    assert places(gang) == ["a", "b"]
