@@ -59,6 +59,7 @@ def start(config: RunConfig, order: Order) -> ActorHandle:
     """A controller for the run, near this process; whoever comes at the same time gets the same one."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(Controller)
+    # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
     options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
     return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here).remote(order)
 

@@ -7,12 +7,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.failures import RunFailed
 from trainer import events, lease
 from trainer.checkpoint.commit import Commit, ResumePoint, commit_folder, resume_point
 from trainer.checkpoint.files import FileRecord, is_sound
 from trainer.curriculum import RunState
+
+LIVES, LIVES_SECONDS = 5, 3600.0  # that controllers may take for one commit, within so long
+
+
+def check_lives(run: Path, now: float) -> None:
+    """Raises RunFailed where one controller after the other has died: what they meet at the same place the next one meets too. A commit or
+    a start by hand begins the count anew."""
+    begun = max((event["time"] for event in events.read_events(run) if begins_anew(event)), default=0.0)
+    lives = lease.lives(run, max(begun, now - LIVES_SECONDS))
+    if lives > LIVES:
+        raise RunFailed(f"its controller has died {lives - 1} times within an hour without a new commit; Ray's logs say what of")
+
+
+def begins_anew(event: dict[str, Any]) -> bool:
+    return event["event"] == "commit" or (event["event"] == "start" and "happened" not in event)
 
 
 def standing(found: Commit | None) -> RunState:

@@ -30,12 +30,12 @@ def last_word(run: Path) -> float:
 
 
 def is_live(run: Path, now: float) -> bool:
-    """Whether a process steers the run; one on another host is believed to as long as it is heard of."""
+    """Whether a process steers the run; one on another host is believed to as long as it is heard of, be it only by its lease."""
     owner = lease.owner(run)
     if owner is None or has_finished(run):
         return False
     alive = lease.is_alive(owner)
-    return now - last_word(run) < SILENT_SECONDS if alive is None else alive
+    return now - max(last_word(run), lease.heard(run)) < SILENT_SECONDS if alive is None else alive
 
 
 def has_finished(run: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from cluster.gang import Held
 from cluster.generation import Outcome
 from cluster.health import Sight
 from cluster.progress import Board
-from cluster.resumption import Resumption, standing
-from cluster.run import Run
+from cluster.resumption import LIVES, LIVES_SECONDS, Resumption, check_lives, standing
+from cluster.run import Run, RunFailed
 from data_pipeline.errors import UserError
 from trainer import config as configs
 from trainer import events, lease
@@ -180,3 +181,31 @@ def test_what_is_passed_over_is_said_once(tmp_path: Path) -> None:
     commit_folder(tmp_path, 3, 1).mkdir(parents=True)
     assert (here.commit(), here.commit()) == (None, None)
     assert said == ["commit step-00000003/0001 is passed over: it was not finished"]
+
+
+def die(run: Path, times: int) -> None:
+    """So many controllers have drawn a number and died."""
+    for _ in range(times):
+        number = lease.draw(run)
+        path = run / "lease" / f"{number:08d}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": -number}))
+
+
+def test_a_controller_that_dies_again_and_again_without_a_commit_is_not_made_for_ever(tmp_path: Path) -> None:
+    die(tmp_path, LIVES)
+    check_lives(tmp_path, time.time())
+    die(tmp_path, 1)
+    with pytest.raises(RunFailed, match="its controller has died 5 times within an hour without a new commit"):
+        check_lives(tmp_path, time.time())
+    check_lives(tmp_path, time.time() + LIVES_SECONDS)
+
+
+@pytest.mark.parametrize("kind", ["commit", "start"])
+def test_a_commit_or_a_start_by_hand_begins_the_count_of_controllers_anew(tmp_path: Path, kind: str) -> None:
+    die(tmp_path, LIVES + 1)
+    events.record(tmp_path, "start", happened=time.time())
+    with pytest.raises(RunFailed):
+        check_lives(tmp_path, time.time())
+    time.sleep(0.01)  # times of events are told in milliseconds
+    events.record(tmp_path, kind)
+    check_lives(tmp_path, time.time())
