@@ -58,6 +58,7 @@ class Cluster:
         known = {"wait": self.wait, "get": lambda call: {}, "kill": self.seats.pop, "nodes": self.nodes, "remote": lambda actor: self}
         monkeypatch.setattr(gangs, "ray", SimpleNamespace(**known))
         monkeypatch.setattr(gangs, "ray_state", SimpleNamespace(get_draining_nodes=dict))
+        monkeypatch.setattr(gangs, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
         monkeypatch.setattr(gangs, "_free", self.free)
         monkeypatch.setattr(gangs, "_probe", lambda address: self.replies.get(address[0], "answers"))
 
@@ -78,9 +79,9 @@ class Cluster:
     def wait(self, calls: list[Call], **_: Any) -> tuple[list[Call], list[Call]]:
         return [call for call in calls if call.name == "warm"], []
 
-    def options(self, scheduling_strategy: Any, **_: Any) -> Any:
+    def options(self, scheduling_strategy: str, **_: Any) -> Any:
         def remote(*given: Any) -> Seat:
-            self.seats[seat := Seat()] = scheduling_strategy.node_id
+            self.seats[seat := Seat()] = scheduling_strategy
             return seat
 
         return SimpleNamespace(remote=remote)
