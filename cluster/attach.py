@@ -5,10 +5,12 @@ A run has at most one controller in a Ray, by its name; whoever starts the run a
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +23,7 @@ from cluster.controller import Controller, End, Order
 from cluster.progress import Terminal
 from cluster.run_folder import Residence
 from trainer.config import RunConfig
+from trainer.status import has_finished
 
 NAMESPACE = "videomar"
 CALLS = 32  # that a controller answers at once: followers wait in it
@@ -56,12 +59,14 @@ def start(config: RunConfig, order: Order) -> ActorHandle:
     """A controller for the run, near this process; whoever comes at the same time gets the same one."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(Controller)
+    # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
     options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
     return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here).remote(order)
 
 
-def follow(actor: ActorHandle, terminal: Terminal) -> End:
-    """Print what the controller tells until the run has ended. Outlives a controller that Ray starts again."""
+def follow(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
+    """Print what the controller tells until the run has ended. Outlives a controller that Ray starts again; where it is gone for good, the
+    run's folder says whether it had finished."""
     follower, life, seen, lost = uuid.uuid4().hex, "", 0, False
     try:
         while True:
@@ -69,7 +74,8 @@ def follow(actor: ActorHandle, terminal: Terminal) -> End:
                 life, seen, news, end = ray.get(actor.follow.remote(follower, life, seen))
             except RayActorError as error:
                 if isinstance(error, ActorDiedError):  # not one of which Ray makes another
-                    return End(1, f"the run's controller has ended: {str(error).strip().splitlines()[-1]}")
+                    reason = f"the run's controller has ended: {str(error).strip().splitlines()[-1]}"
+                    return End(0) if has_finished(run) else End(1, reason)
                 if not lost:
                     terminal.say("the controller is lost; Ray starts it again, and the run goes on from its folder")
                 lost = True
@@ -86,10 +92,11 @@ def follow(actor: ActorHandle, terminal: Terminal) -> End:
 
 
 def say_farewell(actor: ActorHandle) -> None:
-    """Wait until whoever else follows has heard of the end: their Ray goes with this process."""
+    """Wait until whoever else follows has heard of the end: their Ray goes with this process. Nobody waits for one that is gone."""
     deadline = time.monotonic() + FAREWELL_SECONDS
-    while time.monotonic() < deadline and ray.get(actor.followers.remote()):
-        time.sleep(RETRY_SECONDS / 5)
+    with contextlib.suppress(RayActorError):
+        while time.monotonic() < deadline and ray.get(actor.followers.remote()):
+            time.sleep(RETRY_SECONDS / 5)
 
 
 def result(end: End) -> int:

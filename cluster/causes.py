@@ -25,6 +25,7 @@ SEAT_SAYS = {
     "seat": r"its worker process has died",  # Ray goes on to guess at nodes
     "node": r"node (has )?(died|failed|terminated|is dead|was (terminated|lost|removed))|node death|does not answer|did not start",
 }
+OF_A_SICK_NODE = ("hardware", "hang", "exception", "exit", "signal", "communication")  # by what one may show, besides losing its seats
 WAITS_FOR_PEERS = re.compile(r"torch/distributed/|deepspeed/comm/|distributed_c10d|torch/cuda/(streams|__init__)")
 INNERMOST = 8  # frames in which a wait for the peers shows
 

@@ -31,8 +31,7 @@ from trainer.commands.options import Options
 from trainer.config import RunConfig
 from trainer.events import read_events
 from trainer.goodput import goodput
-from trainer.metrics import read_metrics
-from trainer.status import last_step
+from trainer.metrics import last_step, read_metrics
 
 EXAMPLE = """  python trainer/main.py chaos --minutes 10 --seed 3
   python trainer/main.py chaos --minutes 3 --kinds worker,hang,node train.commit_every=5"""
@@ -79,7 +78,7 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
         encode(recipe, hosts, root)
         unbroken = cleanup.enter_context(Job("unbroken", recipe, hosts))
         unbroken.finish()
-        print(f"unbroken run: {last_step(unbroken.run)['step']} steps in {unbroken.seconds:.0f} s", flush=True)
+        print(f"unbroken run: {last_step(unbroken.run)} steps in {unbroken.seconds:.0f} s", flush=True)
         broken = cleanup.enter_context(Job("chaos", recipe, hosts))
         injector = Injector(broken.run, broken.config, hosts, network, options.cut_seconds)
         planned = faults.plan(options.seed, options.minutes, kinds)
@@ -204,7 +203,7 @@ def disturb(job: Job, injector: Injector, planned: Sequence[Fault], minutes: flo
     for fault in planned:
         share = fault.at / (60 * minutes)
         while not job.over():
-            due = time.monotonic() - began >= fault.at or last_step(job.run).get("step", 0) >= share * job.steps
+            due = time.monotonic() - began >= fault.at or last_step(job.run) >= share * job.steps
             if due and stepping(job.run, 0.0):
                 happened, generation = time.time(), lease.current(job.run)
                 try:

@@ -21,14 +21,16 @@ from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang
 from cluster.progress import Board
 from cluster.readiness import Feed
+from cluster.resumption import check_lives
 from cluster.run import Run, RunFailed
 from data_pipeline.errors import UserError
-from trainer import events, weights
+from trainer import events, lease, weights
 from trainer.config import RunConfig
 from trainer.sinks import published
 from trainer.status import last_word
 
 LINGER_SECONDS = 10.0  # that the actor can still be asked how the run ended
+RENEW_SECONDS = 30.0  # between two signs of life of one whose process cannot be seen
 # What a trainer imports before its first step; the last two are DeepSpeed's and AdamW's own late imports, seconds each.
 PRELOAD = [
     "torch.distributed",
@@ -74,7 +76,7 @@ class Controller:
         self._itself = ray.get_runtime_context().current_actor
         self._board, self._stopping = Board(), threading.Event()
         self._end: End | None = None
-        self._number = 0  # of the last generation that was drawn here
+        self._number = 0  # of the generation that was drawn first
         self._training: Run | None = None
         self._followers: dict[str, float] = {}  # who follows and has not heard of the end: when it asked last
         self._thread = threading.Thread(target=self._live, name="run", daemon=True)
@@ -123,9 +125,20 @@ class Controller:
             end = End(2, f"error: {place}; what was done so far is kept, mend it and run again")
         except BaseException:
             end = End(1, traceback.format_exc())
-        run_folder.give_back(self._config, self._training.number if self._training else self._number)
+        run_folder.give_back(self._config, self._drawn)
         self._end = end
         threading.Thread(target=self._leave, daemon=True).start()
+
+    @property
+    def _drawn(self) -> int:
+        """The last generation that was drawn here, 0 for none."""
+        return self._training.number if self._training else self._number
+
+    def _renew(self, run: Path) -> None:
+        while self._end is None:
+            with contextlib.suppress(OSError):
+                lease.renew(run, self._drawn)
+            time.sleep(RENEW_SECONDS)
 
     def _check(self) -> None:
         if self._stopping.is_set():
@@ -142,6 +155,9 @@ class Controller:
         died = last_word(config.run_folder)  # where this one is in the place of another
         run, self._number = run_folder.take(config, restarted=self._restarted)
         run_folder.note_residence(config, ray.get_runtime_context().gcs_address, self._order.ray_folder)
+        threading.Thread(target=self._renew, args=(run,), daemon=True).start()
+        if self._restarted:
+            check_lives(run, time.time())
 
         with published(config, run, board.say) as instruments:
             gpus = {"GPU": config.cluster.gpus_per_worker} if config.cluster.gpus_per_worker else {}

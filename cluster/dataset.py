@@ -175,7 +175,9 @@ def prepare(
         return newest, True
     tokenizer_folder = make_tokenizer(job)
     records = encode(plan_chunks(job.sources.sources, job.spec), job.spec, tokenizer_folder, job.folder, workers, on_progress)
-    return write_generation(job, next_manifest(job, newest.manifest if newest else None, records, 0)), False
+    while newest is None or newest.manifest.pending:
+        newest = write_generation(job, next_manifest(job, newest.manifest if newest else None, records, 0))
+    return newest, False
 
 
 def opened(job: EncodeJob) -> Dataset | None:
@@ -208,7 +210,7 @@ def next_manifest(job: EncodeJob, old: Manifest | None, records: Sequence[ChunkR
 
 
 def write_generation(job: EncodeJob, made: Manifest) -> Dataset:
-    """Make it the newest one."""
+    """The newest one from now on: this one, or what another writer has made of it first."""
     with writing(job.folder):
         manifest.write(made, job.folder)
     return open_dataset(job.folder)

@@ -72,13 +72,12 @@ def encode_dataset(
     folder: Location,
     workers: int | Callable[[], int] | None,
     on_progress: Callable[[Progress], None],
-    gpus: int = 0,
     draining: Callable[[], bool] | None = None,
 ) -> list[ChunkRecord]:
     """Encode `chunks` into `folder`; returns their records in the order of the chunks.
 
     `workers` is the number of CPUs that the caller has to give (actors reserve none), which may be asked for again and again;
-    None follows the cluster as it grows and shrinks. With `gpus` each encoder reserves one. Paths must be visible to every node.
+    None follows the cluster as it grows and shrinks. Paths must be visible to every node.
     Chunks that are finished already cost nothing. While `draining`, only chunks that were begun are finished, and the others are
     left out. Without it SIGTERM does so, for DRAIN_SECONDS at most, and leaves by SystemExit.
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
@@ -91,12 +90,12 @@ def encode_dataset(
     tell = _Teller(chunks, dict(records), on_progress)
     if todo:
         decoder: Any = ray.remote(Decoder).options(num_cpus=0, scheduling_strategy="SPREAD")
-        encoder: Any = ray.remote(Encoder).options(num_cpus=0, num_gpus=1 if gpus else 0, scheduling_strategy="SPREAD")
+        encoder: Any = ray.remote(Encoder).options(num_cpus=0, scheduling_strategy="SPREAD")
         pool = EncodePool(
             todo,
             lambda: decoder.remote(spec, folder),
             lambda: encoder.remote(spec, tokenizer_folder),
-            lambda: limits_of((workers() if callable(workers) else workers) or int(ray.cluster_resources().get("CPU", 1)), gpus),
+            lambda: limits_of((workers() if callable(workers) else workers) or int(ray.cluster_resources().get("CPU", 1))),
             is_hopeless,
         )
         with nullcontext(draining) if draining else _drain_on_sigterm() as drain:

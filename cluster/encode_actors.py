@@ -73,7 +73,7 @@ class Decoder:
 
 
 class Encoder:
-    """A GPU or CPU actor without state: any of them can take over from any other."""
+    """An actor without state, so that any of them can take over from any other; its codecs use the first GPU that they see."""
 
     def __init__(self, spec: EncodeSpec, tokenizer_folder: Location) -> None:
         os.nice(NICE)

@@ -67,11 +67,11 @@ class LoadMeter:
         return load
 
 
-def limits_of(cpus: int, gpus: int) -> Limits:
-    """What so many CPUs and GPUs can carry. Encoders take a GPU each; without any they share the CPUs with the decoders,
-    of which there is then one more than CPUs, so that none idles while a piece changes hands."""
+def limits_of(cpus: int) -> Limits:
+    """What so many CPUs can carry. Encoders share them with the decoders, of which there is one more than CPUs, so that none idles while
+    a piece changes hands."""
     cpus = max(cpus, 1)
-    return Limits((1, cpus), (1, gpus)) if gpus else Limits((1, cpus + 1), (1, cpus))
+    return Limits((1, cpus + 1), (1, cpus))
 
 
 def first_sizes(limits: Limits) -> Sizes:

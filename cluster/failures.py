@@ -15,6 +15,10 @@ OURS = re.compile(r"\b(trainer|model|data_pipeline|cluster)/")
 OUR_FRAMES = 2
 
 
+class RunFailed(Exception):
+    """The run cannot go on by itself; says why and where to look."""
+
+
 def told(outcome: Outcome) -> dict[str, Any]:
     """The fields of the failure event."""
     return {

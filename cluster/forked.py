@@ -1,13 +1,12 @@
 """A forked process as its seat sees it: what it reports, whether it is alive, how it ended. Only cluster/seats.py makes them."""
 
-import contextlib
 import json
 import multiprocessing
-import queue
 import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -28,7 +27,9 @@ class Process:
 
     def __init__(self, target: str, payload: Message, listener: socket.socket | None, meter: Meter | None, silence: float) -> None:
         receiving, sending = forking().Pipe(duplex=False)
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._kept: deque[Message] = deque()  # until they are known to have arrived
+        self._gone = 0  # messages that were
+        self._news = threading.Condition()
         self._asked = False
         self._meter = meter
         self._log = Path(payload["log"])
@@ -42,18 +43,17 @@ class Process:
         self._watcher = threading.Thread(target=self._watch, args=(receiving,), daemon=True)
         self._watcher.start()
 
-    def messages(self, timeout: float) -> list[Message]:
+    def messages(self, timeout: float, seen: int) -> tuple[int, list[Message]]:
         """See Seat.wait."""
-        found: list[Message] = []
-        with contextlib.suppress(queue.Empty):
-            found.append(self._inbox.get(timeout=timeout))
-            while found[-1]["kind"] != "exit":
-                found.append(self._inbox.get_nowait())
-        if found and found[-1]["kind"] == "exit":
-            self._inbox.put(found[-1])
-        elif seconds := self._vigil.silent(time.monotonic()):
+        with self._news:
+            while self._gone < seen and self._kept and self._kept[0]["kind"] != "exit":
+                self._kept.popleft()
+                self._gone += 1
+            self._news.wait_for(lambda: self._kept, timeout)
+            found, told = [*self._kept], self._gone + len(self._kept)
+        if not (found and found[-1]["kind"] == "exit") and (seconds := self._vigil.silent(time.monotonic())):
             found.append({"kind": "silent", "seconds": seconds})
-        return found
+        return told, found
 
     def account(self) -> Message:
         """See Seat.account."""
@@ -82,14 +82,19 @@ class Process:
                 continue
             self._vigil.alive(time.monotonic())
             if message["kind"] != "rank":
-                self._inbox.put(message)
+                self._keep(message)
             elif self._meter:
                 instruments.pulse(self._meter, message)
         self._process.join()
         if self._meter:
             self._meter.forget(*instruments.PULSE)
         receiving.close()
-        self._inbox.put(self._end())
+        self._keep(self._end())
+
+    def _keep(self, message: Message) -> None:
+        with self._news:
+            self._kept.append(message)
+            self._news.notify_all()
 
     def _end(self) -> Message:
         code, asked = self._process.exitcode, self._asked

@@ -6,7 +6,8 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from cluster.seats import Seat
 from data_pipeline.errors import UserError
 
 START_SECONDS = 180.0  # that a seat may need to be placed and to import
-START_FAILURES = 3  # of seats on one node, after which it gets no more
+START_FAILURES = 3  # on one node, of seats or of generations in a row, after which it gets no more
 SAY_SECONDS = 2.0  # before a user is told that seats are missing
 LEAVE_SECONDS = 60.0  # that a node whose seat was told to end gets no new one
 PROBE_SECONDS = 0.5  # for a node that has lost a seat to show that it lives
+PROBES = 64  # nodes asked at once
 TICK_SECONDS = 0.2
 CALLS = 8  # that a seat answers at once
 
@@ -68,10 +70,13 @@ class Gang:
         self._nodes: dict[str, Node] = {}
         self._dead: set[str] = set()  # nodes that do not answer, though Ray still lists them
         self._leaving: dict[str, float] = {}  # nodes that say they go: until when they get no seat
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()  # by node, of seats that did not start
+        self._blames: Counter[str] = Counter()  # by node, of generations since the last commit
+        self._sick: set[str] = set()  # nodes that live and are of no use
         self._said: dict[str, str] = {}  # what each node was last: joined, draining, marked or lost
         self._told: list[tuple[str, str]] = []  # changes of it
-        self.problem = ""  # why the last seat could not start
+        self._probes = ThreadPoolExecutor(PROBES, "probe")
+        self.problem = ""  # the last one: why a seat did not start, or why a node is marked
         self.refresh()
 
     @property
@@ -99,9 +104,7 @@ class Gang:
         if missing <= 0:
             return
         taken = Counter(held.node for held in self._held)
-        pending = {held.node for held in self._held if not held.warm}  # Ray may not have counted them yet
-        free = {node: there for node, there in _free().items() if self._stays(node) and not self._marked(node) and node not in pending}
-        for node in deal(free, self._need, taken, missing):
+        for node in deal(self._room(), self._need, taken, missing):
             self._held.append(self._make(node))
 
     def news(self) -> list[tuple[str, str]]:
@@ -109,10 +112,31 @@ class Gang:
         told, self._told = self._told, []
         return told
 
+    def blame(self, node: str, why: str, minimum: int) -> None:
+        """A generation has failed on a node before it made a commit. START_FAILURES in a row mark the node, which may be sick in a way that
+        its seats do not notice, where there are seats or room for `minimum` elsewhere."""
+        self._blames[node] += 1
+        elsewhere = {name: there for name, there in self._room().items() if name != node}
+        others = sum(held.node != node for held in self.ready) + len(deal(elsewhere, self._need, {}, minimum))
+        if self._blames[node] >= START_FAILURES and others >= minimum:
+            self.mark(node, f"{self._blames[node]} generations in a row have failed on it: {why}")
+
+    def absolve(self) -> None:
+        """A commit was made: what failed before is held against no node."""
+        self._blames.clear()
+
+    def mark(self, node: str, why: str) -> None:
+        """Use a node no more: its seats end, and it gets no others."""
+        self._sick.add(node)
+        self.problem = why
+        for held in [held for held in self._held if held.node == node]:
+            self._end(held)
+
     def drop(self, seats: Sequence[ActorHandle]) -> None:
         """End seats, most likely dead already, for good; others may come in their place where the node lives."""
-        for held in [held for held in self._held if held.seat in seats]:
-            self._doubt(held.node)
+        lost = [held for held in self._held if held.seat in seats]
+        self._doubt([held.node for held in lost])
+        for held in lost:
             self._end(held)
 
     def release(self) -> None:
@@ -124,6 +148,7 @@ class Gang:
         """End every seat with its process."""
         while self._held:
             self._end(self._held[0])
+        self._probes.shutdown()
 
     def _look(self) -> None:
         """Which nodes there are."""
@@ -133,9 +158,9 @@ class Gang:
             for node in ray.nodes()
             if node["Alive"]
         }
-        self._dead = {name for name in self._dead if name in nodes and _probe(nodes[name].address) != "answers"}
-        seated = {held.node for held in self._held} & nodes.keys()
-        self._dead |= {name for name in seated if _probe(nodes[name].address) == "refuses"}  # Ray would need many seconds to say so
+        replies = self._replies(nodes, self._dead | {held.node for held in self._held})
+        lost = {name for name, reply in replies.items() if reply == "refuses"}  # Ray would need many seconds to say so
+        self._dead = lost | {name for name in self._dead & replies.keys() if replies[name] != "answers"}
         self._nodes = {name: node for name, node in nodes.items() if name not in self._dead}
         for name in self._nodes:
             self._say(name, "draining" if not self._stays(name) else "marked" if self._marked(name) else "joined")
@@ -146,27 +171,25 @@ class Gang:
         """What has become of every seat: warm, gone, told to leave."""
         waiting = {held.waiting: held for held in self._held}
         answered = ray.wait([*waiting], num_returns=len(waiting), timeout=0)[0] if waiting else []
-        for call in answered:
-            self._answered(waiting[call])
+        answers = [(waiting[call], _answer(call)) for call in answered]
+        self._doubt([held.node for held, answer in answers if isinstance(answer, Exception)])
+        for held, answer in answers:
+            self._answered(held, answer)
         for held in [held for held in self._held if held.node not in self._nodes]:
             self._end(held)
         late = time.monotonic() - START_SECONDS
         for held in [held for held in self._held if not held.warm and held.made < late]:
             self._failures[held.node] += 1
-            self.problem = f"it was not there after {START_SECONDS:.0f} s"
+            self.problem = f"a seat did not start: it was not there after {START_SECONDS:.0f} s"
             self._end(held)
 
-    def _answered(self, held: Held) -> None:
-        try:
-            answer = ray.get(held.waiting)
-        except ActorUnavailableError:  # the network, or a node that Ray does not know to be dead yet
-            self._doubt(held.node)
+    def _answered(self, held: Held, answer: Any) -> None:
+        if isinstance(answer, ActorUnavailableError):  # the network, or a node that Ray does not know to be dead yet
             held.waiting = (held.seat.remain if held.warm else held.seat.warm).remote()
-        except (RayActorError, RayTaskError) as error:
-            self._doubt(held.node)
+        elif isinstance(answer, Exception):
             if not held.warm and held.node in self._nodes:
                 self._failures[held.node] += 1
-                self.problem = str(error).strip().splitlines()[-1]
+                self.problem = f"a seat did not start: {str(answer).strip().splitlines()[-1]}"
             self._end(held)
         else:
             if held.warm:
@@ -176,11 +199,17 @@ class Gang:
                 self._failures.pop(held.node, None)
             held.waiting = held.seat.remain.remote()
 
-    def _doubt(self, node: str) -> None:
-        """A node has lost a seat: whether it lives itself is asked there."""
-        if node in self._nodes and _probe(self._nodes[node].address) != "answers":
-            self._dead.add(node)
-            del self._nodes[node]
+    def _doubt(self, names: Iterable[str]) -> None:
+        """Nodes have lost a seat: whether they live themselves is asked there."""
+        for name, reply in self._replies(self._nodes, names).items():
+            if reply != "answers":
+                self._dead.add(name)
+                del self._nodes[name]
+
+    def _replies(self, nodes: Mapping[str, Node], names: Iterable[str]) -> dict[str, str]:
+        """What those of `names` do that are among the nodes, asked all at once: one that is silent holds up no other."""
+        asked = sorted(nodes.keys() & set(names))
+        return dict(zip(asked, self._probes.map(_probe, [nodes[name].address for name in asked]), strict=True))
 
     def _make(self, node: str) -> Held:
         where = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -196,7 +225,12 @@ class Gang:
         return known is not None and not known.draining and self._leaving.get(node, 0.0) < time.monotonic()
 
     def _marked(self, node: str) -> bool:
-        return self._failures[node] >= START_FAILURES
+        return node in self._sick or self._failures[node] >= START_FAILURES
+
+    def _room(self) -> dict[str, Resources]:
+        """What is free on the nodes that may get seats."""
+        pending = {held.node for held in self._held if not held.warm}  # Ray may not have counted them yet
+        return {node: there for node, there in _free().items() if self._stays(node) and not self._marked(node) and node not in pending}
 
     def _say(self, node: str, word: str) -> None:
         if self._said.get(node) != word:
@@ -228,8 +262,16 @@ class Gang:
         free, total = ray.available_resources(), ray.cluster_resources()
         need = " and ".join(f"{minimum} x {number:g} {name}s" for name, number in self._need.items())
         there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in self._need)
-        why = f" (the last seat did not start: {self.problem})" if self.problem else ""
+        why = f" ({self.problem})" if self.problem else ""
         return f"cluster.min_workers={minimum} needs {need}, but {len(self.ready)} seats are there and Ray has {there} free{why}"
+
+
+def _answer(call: ray.ObjectRef) -> Any:
+    """Of a seat, or the error that came in its place."""
+    try:
+        return ray.get(call)
+    except (RayActorError, RayTaskError) as error:
+        return error
 
 
 def _free() -> dict[str, dict[str, float]]:

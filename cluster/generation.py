@@ -4,7 +4,7 @@ It decides nothing about what comes next, and a trainer's fault is a result here
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,40 +198,49 @@ class Group:
 def _messages(seats: dict[int, ActorHandle], poll_seconds: float, seat_silence: float) -> Iterator[tuple[int, Message | None]]:
     """(rank, message) of all seats as they come, until each has sent its exit, is lost ({"kind": "lost"}) or is no longer in `seats`; in
     between (-1, None)."""
-    calls: dict[ray.ObjectRef, int] = {seat.wait.remote(poll_seconds): rank for rank, seat in seats.items()}
+    calls: dict[ray.ObjectRef, int] = {}
+    due = dict.fromkeys(seats, 0.0)  # the seats to ask, and when
+    seen = dict.fromkeys(seats, 0)  # messages of each that have arrived
     quiet = dict.fromkeys(seats, 0.0)  # seconds since a seat's last answer, less those in which nobody here listened
     refused: set[int] = set()  # whose connection is broken, which is worse than silence
     looked = time.monotonic()
-    while calls:
-        ray.wait([*calls], num_returns=1, timeout=TICK_SECONDS)
-        ready, _ = ray.wait([*calls], num_returns=len(calls), timeout=0)
+    while calls or due:
+        asked = [rank for rank, when in due.items() if when <= looked]
+        calls |= {seats[rank].wait.remote(poll_seconds, seen[rank]): rank for rank in asked}
+        due = {rank: when for rank, when in due.items() if rank not in asked}
+        ready = _ready(calls)
         now = time.monotonic()
         quiet = {rank: seconds + min(now - looked, 2 * TICK_SECONDS) for rank, seconds in quiet.items()}
         looked = now
-        calls = {call: rank for call, rank in calls.items() if rank in seats}
-        for call in ready:
-            rank = calls.pop(call, None)
-            if rank is None:
-                continue
-            messages = _answer(call)
-            if messages is None:
+        for rank, answer in [(calls.pop(call), _answer(call)) for call in ready]:
+            if answer is None:
                 refused.add(rank)
-                time.sleep(RETRY_SECONDS)
-            else:
-                refused.discard(rank)
-                quiet[rank] = 0.0
-                yield from ((rank, message) for message in messages)
-            if rank in seats and (not messages or messages[-1]["kind"] not in ("exit", "lost")):
-                calls[seats[rank].wait.remote(poll_seconds)] = rank
-        for call, rank in [*calls.items()]:
-            if quiet[rank] > (seat_silence / 2 if rank in refused else seat_silence):
-                del calls[call]
-                detail = f"its node does not answer: nothing was heard from it for {quiet[rank]:.0f} s"
-                yield rank, {"kind": "lost", "detail": detail, "happened": time.time() - quiet[rank]}
+                due[rank] = now + RETRY_SECONDS
+                continue
+            refused.discard(rank)
+            seen[rank], messages = answer
+            quiet[rank] = 0.0
+            yield from ((rank, message) for message in messages if rank in seats)
+            if not messages or messages[-1]["kind"] not in ("exit", "lost"):
+                due[rank] = now
+        for rank in [rank for rank in (*calls.values(), *due) if quiet[rank] > (seat_silence / 2 if rank in refused else seat_silence)]:
+            detail = f"its node does not answer: nothing was heard from it for {quiet[rank]:.0f} s"
+            yield rank, {"kind": "lost", "detail": detail, "happened": time.time() - quiet[rank]}
         yield -1, None
+        calls = {call: rank for call, rank in calls.items() if rank in seats}
+        due = {rank: when for rank, when in due.items() if rank in seats}
 
 
-def _answer(call: ray.ObjectRef) -> list[Message] | None:
+def _ready(calls: Mapping[ray.ObjectRef, Any], seconds: float = TICK_SECONDS) -> list[ray.ObjectRef]:
+    """All that are answered, as soon as one is; none after so many seconds."""
+    if not calls:
+        time.sleep(seconds)
+        return []
+    ray.wait([*calls], num_returns=1, timeout=seconds)
+    return ray.wait([*calls], num_returns=len(calls), timeout=0)[0]
+
+
+def _answer(call: ray.ObjectRef) -> tuple[int, list[Message]] | None:
     """What a seat's wait has returned; None when the seat cannot be reached just now."""
     try:
         told: Any = ray.get(call)
@@ -239,7 +248,7 @@ def _answer(call: ray.ObjectRef) -> list[Message] | None:
     except ActorUnavailableError:  # the network, not the seat: what it holds is still there
         return None
     except RayActorError as error:
-        return [{"kind": "lost", "detail": _why(error)}]
+        return 0, [{"kind": "lost", "detail": _why(error)}]
 
 
 def _end(rank: int, message: Message, before: Message | None) -> End:
@@ -267,9 +276,16 @@ def _ask(seats: Sequence[ActorHandle], method: str, grace: float = 0.0) -> None:
     calls = {getattr(seat, method).remote(*arguments): seat for seat in seats}
     deadline = time.monotonic() + grace + ANSWER_SECONDS
     while calls and (left := deadline - time.monotonic()) > 0:
-        ready, _ = ray.wait([*calls], num_returns=1, timeout=left)
-        for call in ready:
-            seat = calls.pop(call)
-            if _answer(call) is None:
-                time.sleep(RETRY_SECONDS)
-                calls[getattr(seat, method).remote(*arguments)] = seat
+        answered = [(calls.pop(call), _is_refused(call)) for call in _ready(calls, left)]
+        if refused := [seat for seat, unreachable in answered if unreachable]:
+            time.sleep(RETRY_SECONDS)
+            calls |= {getattr(seat, method).remote(*arguments): seat for seat in refused}
+
+
+def _is_refused(call: ray.ObjectRef) -> bool:
+    """Whether a seat could not be reached just now."""
+    try:
+        ray.get(call)
+    except RayActorError as error:
+        return isinstance(error, ActorUnavailableError)
+    return False

@@ -20,8 +20,6 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from data_pipeline.errors import UserError
-
 CLOCK_SECONDS = 1.0  # by which two clocks may differ before it is said: events of several hosts are put in order by them
 SHM_BYTES = 1 << 30  # below which NCCL's and the loader's buffers may not fit
 SLOW = 2.0  # times the median that a node may need for the same work
@@ -108,17 +106,22 @@ def sight(node: str, seat: ActorHandle, folders: Sequence[Path], token: str) -> 
     return Sight(node=node, skew=skew, bytes_per_second=speed, **told)
 
 
-def lines(sights: Sequence[Sight], seats: int) -> list[str]:
-    """What to tell: a line on all of them, and one for each thing that is not as it should be. Raises UserError where it cannot work."""
-    for sight in sights:
-        if sight.unseen:
-            raise UserError(
-                f"{sight.unseen[0]} is not the same, writable folder on {sight.host} as here: put run.root and data.root on storage that "
-                "every node shares"
-            )
+def unusable(sight: Sight) -> str:
+    """Why a node cannot train; "" where it can."""
+    if not sight.unseen:
+        return ""
+    return (
+        f"{sight.unseen[0]} is not the same, writable folder on {sight.host} as here: put run.root and data.root on storage that "
+        "every node shares"
+    )
+
+
+def lines(sights: Sequence[Sight], seats: int, earlier: Sequence[Sight] = ()) -> list[str]:
+    """What to tell of nodes with so many seats: a line on all of them, and one for each thing that is not as it should be. earlier: what
+    is known of others, to compare them with."""
     if not sights:
         return []
-    usual, nodes = median(sight.work_seconds for sight in sights), len(sights)
+    usual, nodes = median(sight.work_seconds for sight in (*earlier, *sights)), len(sights)
     speeds = [sight.bytes_per_second for sight in sights if sight.bytes_per_second]
     told = [
         f"seats {seats} on {nodes} {'node' if nodes == 1 else 'nodes'}, storage shared, clocks within "

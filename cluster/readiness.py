@@ -63,7 +63,7 @@ class Readiness:
 
 @dataclass
 class Feed:
-    """All data sets of a run. Encoding goes on in a thread from `start` to `close`, on `cpus` and `gpus`; its actors have the lowest
+    """All data sets of a run. Encoding goes on in a thread from `start` to `close`, on `cpus`; its actors have the lowest
     priority, so that they take what trainers on the same CPUs leave over. What has failed there is raised by `poll` and `ready`.
 
     told: how far the data set that is being encoded is, None before anything is.
@@ -72,7 +72,6 @@ class Feed:
     config: RunConfig
     jobs: Mapping[Latents, EncodeJob]
     cpus: int
-    gpus: int = 0
     encode: Callable[..., list[ChunkRecord]] = encode_dataset
     told: Progress | None = None
     supplies: list[Supply] = field(init=False)
@@ -142,9 +141,9 @@ class Feed:
         """Every data set that there is something of."""
         return [supply.newest for supply in self.supplies if supply.newest]
 
-    def give(self, cpus: int, gpus: int = 0) -> None:
+    def give(self, cpus: int) -> None:
         """What encoding may use from now on, at least a decoder and an encoder; without CPUs it lets go of everything and waits."""
-        self.cpus, self.gpus = cpus, gpus
+        self.cpus = cpus
 
     def close(self) -> None:
         """Finish the chunks that were begun, for CLOSE_SECONDS at most, and end the thread. The others are left for the next start."""
@@ -171,15 +170,15 @@ class Feed:
             self._failure = error
 
     def _encode(self, supply: Supply) -> None:
-        """Encode a data set until it is complete, another one is needed sooner, or GPUs come or go."""
-        job, gpus = supply.job, self.gpus
+        """Encode a data set until it is complete or another one is needed sooner."""
+        job = supply.job
 
         def draining() -> bool:
             if time.monotonic() > self._closed + CLOSE_SECONDS:
                 raise InterruptedError(f"encoding of {job.folder} was stopped")
             if not self.cpus:
                 raise Resting
-            return self._closed < float("inf") or self._next() is not supply or bool(self.gpus) != bool(gpus)
+            return self._closed < float("inf") or self._next() is not supply
 
         def on_progress(progress: Progress) -> None:
             supply.progress = self.told = replace(progress, total=supply.sources)
@@ -190,7 +189,7 @@ class Feed:
         order = supply.order if supply.newest else supply.order[: growth.first_chunks(supply.order, supply.tried, fraction)]
         with contextlib.suppress(Resting):
             given = (order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
-            self.encode(*given, gpus=gpus, draining=draining)
+            self.encode(*given, draining=draining)
         if supply.newest and supply.complete:
             check_samples(supply.stages, supply.newest.manifest)
 
@@ -203,10 +202,13 @@ class Feed:
                 supply.tried += 1
                 if growth.may_begin(supply.order, supply.tried, self.config.data.start_fraction):
                     self._begin(supply, [records[index] for index in range(supply.tried)])
-        if supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):
+        while supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):  # again where another was first
             pending = growth.sources(supply.order[there:])
             encoded = [records[index] for index in range(there)]
-            self._publish(supply, datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending))
+            made = datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending)
+            if pending and not growth.holds(made, supply.newest.manifest):
+                return
+            self._publish(supply, made)
 
     def _begin(self, supply: Supply, records: list[ChunkRecord]) -> None:
         """The first generation, if its first stage can begin on it."""

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from cluster import failures, generation, health, replan, run_folder, summary
+from cluster.causes import OF_A_SICK_NODE
+from cluster.failures import RunFailed
 from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang, Held
 from cluster.pace import Pace
 from cluster.progress import Board, TrainingLine
+from cluster.resumption import Resumption, standing
+from data_pipeline.errors import UserError
 from trainer import config as configs
-from trainer import events, lease
-from trainer.checkpoint.commit import Commit, check_ids, resume_point
-from trainer.checkpoint.files import is_sound
+from trainer import events
+from trainer.checkpoint.commit import Commit, check_ids
 from trainer.config import RunConfig
-from trainer.curriculum import RunState, Stage
+from trainer.curriculum import Stage
 from trainer.inspection import report
 from trainer.instruments import RunInstruments
 from trainer.micro_batches import limits
@@ -36,12 +39,9 @@ LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation ru
 ACCOUNT_SECONDS = 60.0  # between two readings of the whole history for the goodput, which grows with it
 
 
-class RunFailed(Exception):
-    """The run cannot go on by itself; says why and where to look."""
-
-
 class Run:
-    """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop."""
+    """A run on its seats, for as long as this process steers it. check: raises Stopped once somebody has asked it to stop; number: of the
+    last generation that was drawn."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.data, self.gang, self.board = config, folder, data, gang, board
         self.instruments, self.check = instruments, check
-        self.number = number  # of the last generation drawn; a newer one in the folder means that another process took over
+        self.resumption = Resumption(folder, number, board.say)
         self.line = TrainingLine(config.curriculum.stages)
         self.pace = Pace(config.train.commit_every)
         self.stage_step = self.world = 0  # of the generation
@@ -65,14 +65,14 @@ class Run:
         self.wish: str | None = None  # when this generation should end early,
         self.ending = ""  # and why
         self.looked = self.accounted = 0.0
-        self.is_sound = functools.cache(is_sound)  # a commit's bytes are read once
-        self.passed_over: set[str] = set()
+        self.committed = False  # this generation has
+        self.examined: set[str] = set()  # nodes,
+        self.sights: list[health.Sight] = []  # and what those see that can train
 
     def begin(self, **fields: Any) -> None:
         """Wait until the stage that the run stands in has data enough, and write down that it begins; `fields` are said with it."""
-        found = resume_point(self.folder, self.is_sound).commit
         last = len(self.config.curriculum.stages) - 1
-        self.dataset = self.data.dataset(min(found.state.stage, last) if found else 0)
+        self.dataset = self.data.dataset(min(standing(self.resumption.point().commit).stage, last))
         run_folder.keep_config(self.config)
         place = {"dataset": self.dataset.origin, "data_folder": str(self.dataset.folder), "reused": self.data.feed.told is None}
         events.record(self.folder, "start", **fields, **place, sources=asdict(self.dataset.manifest.sources))
@@ -80,48 +80,46 @@ class Run:
     def to_the_end(self) -> None:
         """All stages, then the samples and the report. Raises Stopped, RunFailed, UserError."""
         stages = self.config.curriculum.stages
-        while (state := self.state()).stage < len(stages):
-            self.dataset = self.data.dataset(state.stage)
-            self.attempt(stages[state.stage], state)
+        found = self.next_commit()
+        while (index := standing(found).stage) < len(stages):
+            self.dataset = self.data.dataset(index)
+            found = self.attempt(stages[index], found)
         self.data.share(0)
-        shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker)
+        shown = self.generation(SHOWCASE, None, self.config.cluster.workers * self.config.cluster.cpus_per_worker, found)
         if not shown.finished:
             raise RunFailed(f"sampling: {shown.reason}; see {self.folder / 'logs'}")
         self.data.rest()
-        events.record(self.folder, "finish", step=self.state().step)
+        events.record(self.folder, "finish", step=standing(found).step)
+        self.account()
         report.write(self.folder)
-        for line in summary.run_lines(self.folder, shown.messages[0] or {}):
+        for line in summary.run_lines(self.folder):
             self.board.say(line)
 
-    def resume_point(self) -> Commit | None:
-        """The commit to go on from; says which newer ones cannot be. Raises UserError when it was made of other data."""
-        point = resume_point(self.folder, self.is_sound)
-        for folder, reason in point.passed_over:
-            if folder not in self.passed_over:
-                self.board.say(f"commit {folder} is passed over: {reason}")
-                events.record(self.folder, "passed_over", commit=folder, reason=reason)
-        self.passed_over |= {folder for folder, _ in point.passed_over}
-        found = point.commit
+    @property
+    def number(self) -> int:
+        return self.resumption.number
+
+    def next_commit(self) -> Commit | None:
+        """The commit that the next generation goes on from, whose number is drawn first. Raises RunFailed when the run is another process's
+        by now, UserError when the commit was made of other data."""
+        self.resumption.draw()
+        found = self.resumption.commit()
         if found:
             check_ids(found, self.data.origins, configs.recipe_hash(self.config))
         return found
 
-    def state(self) -> RunState:
-        """Where that commit stands."""
-        found = self.resume_point()
-        return found.state if found else RunState()
-
-    def attempt(self, stage: Stage, state: RunState) -> None:
-        """Generations of one stage until it is promoted; gives up after max_restarts that made no commit."""
+    def attempt(self, stage: Stage, found: Commit | None) -> Commit | None:
+        """Generations of one stage from a commit on until it is promoted; returns the commit with which it is. Gives up after max_restarts
+        that made no commit."""
         failures, allowed = 0, self.config.train.max_restarts
-        committed, index = state.step, state.stage
-        while self.state().stage == index:
-            self.stage_step = self.state().stage_step
-            fitting = limits(self.folder)
-            outcome = self.generation(TRAINER, stage.at(self.stage_step), self.config.cluster.cpus_per_worker)
+        committed, index = standing(found).step, standing(found).stage
+        while standing(found).stage == index:
+            self.stage_step, fitting = standing(found).stage_step, limits(self.folder)
+            outcome = self.generation(TRAINER, stage.at(self.stage_step), self.config.cluster.cpus_per_worker, found)
+            found = self.next_commit()
             if outcome.finished:
                 continue
-            step = self.state().step
+            step = standing(found).step
             failures, committed = (failures + 1 if step == committed else 1), step
             # Out of memory: the next one plans with a smaller micro-batch. A node that went: the next one has others. Neither is a fault.
             if limits(self.folder) != fitting or outcome.cause in ("node", "preempted"):
@@ -133,6 +131,7 @@ class Run:
                 raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
             self.pause(failures)
         self.why = "stage"
+        return found
 
     def pause(self, failures: int) -> None:
         """Before a stage is tried again that fails at the same step: what is wrong outside, a file system above all, may need a moment."""
@@ -146,34 +145,49 @@ class Run:
         parts = ingredients(stage, self.dataset.manifest.spec.stride)
         return usable(seats, [part.samples for part in parts], self.config.parallel.tp * self.config.parallel.sp)
 
+    @property
+    def fewest(self) -> int:
+        """Workers with which it trains."""
+        return max(self.config.cluster.fewest, self.config.parallel.tp * self.config.parallel.sp)
+
     def seats(self, stage: Stage | None) -> tuple[list[Held], bool]:
         """(the seats of the next generation, one to sample; whether they were there at once). Raises UserError when too few come."""
-        began, cluster = time.monotonic(), self.config.cluster
-        fewest = max(cluster.fewest, self.config.parallel.tp * self.config.parallel.sp) if stage else 1
-        self.gang.gather(fewest, cluster.wait_seconds, self.why == "start", self.look, self.board.say)
+        began, patience = time.monotonic(), self.config.cluster.wait_seconds
+        least, all_of_them = self.fewest if stage else 1, self.why == "start"
+        gather = functools.partial(self.gang.gather, least, patience, all_of_them, self.look, self.board.say)
+        gather()
+        while new := [held for held in self.gang.ready if held.node not in self.examined]:
+            self.examine(new)
+            gather()
         waited = time.monotonic() - began
         if waited > LOOK_SECONDS:
             events.record(self.folder, "wait", what="seats", seconds=waited)
         ready = self.gang.ready
-        if self.why == "start":
-            self.examine(ready)
         return ready[: self.usable(stage, len(ready)) if stage else 1], waited <= LOOK_SECONDS
 
     def examine(self, seats: Sequence[Held]) -> None:
-        """Say what the seats see. Raises UserError where they could not train."""
+        """Say what the seats of nodes see that were not used yet. A node that could not train is marked; raises UserError when there is one
+        at the run's start."""
         folders = [self.folder, *([self.dataset.folder] if isinstance(self.dataset.folder, Path) else [])]
         sights = health.examine({held.node: held.seat for held in seats}, [folder.absolute() for folder in folders])
-        for line in health.lines(sights, len(seats)):
-            self.board.say(line)
         events.record(self.folder, "health", nodes=[vars(sight) for sight in sights])
+        for sight in sights:
+            if why := health.unusable(sight):
+                if self.why == "start":
+                    raise UserError(why)
+                self.gang.mark(sight.node, why)
+        sound = {sight.node: sight for sight in sights if not health.unusable(sight)}
+        for line in health.lines([*sound.values()], sum(held.node in sound for held in seats), self.sights):
+            self.board.say(line)
+        self.sights += sound.values()
+        self.examined |= {held.node for held in seats}
 
-    def generation(self, target: str, stage: Stage | None, threads: int) -> generation.Outcome:
-        """One life of a process group: draw its number, start it, watch it to its end. Seats that were lost are dropped."""
+    def generation(self, target: str, stage: Stage | None, threads: int, found: Commit | None) -> generation.Outcome:
+        """One life of a process group: start it from the commit, watch it to its end. Seats that were lost are dropped."""
         used, at_once = self.seats(stage)
-        if not lease.holds(self.folder, self.number):
-            raise RunFailed(f"another process has taken over {self.folder}")
-        number, before, self.world = lease.draw(self.folder), self.world, len(used)
-        self.number, self.wish, self.decided = number, None, ("stay", 0)
+        self.resumption.check_owner()
+        number, before, self.world = self.number, self.world, len(used)
+        self.wish, self.decided, self.committed = None, ("stay", 0), False
         if stage and before not in (0, self.world):
             events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
             self.board.say(f"training goes on with {self.world} workers instead of {before}")
@@ -183,7 +197,7 @@ class Run:
         outcome = generation.run(
             [held.seat for held in used],
             target,
-            self.payloads(number, threads),
+            self.payloads(threads, found),
             self.on_message,
             generation=number,
             grace_seconds=self.pace.grace_seconds,
@@ -191,16 +205,18 @@ class Run:
             should_stop=lambda: self.ends_early(used, stage),
         )
         self.check()
-        self.why = self.ending if outcome.stopped else "roll_back" if outcome.finished else "failure"
+        last = outcome.messages[0] or {}  # unless the stage is over, it tells of a mixture or a roll_back
+        self.why = self.ending if outcome.stopped else last.get("event", "") if outcome.finished else "failure"
         if not outcome.finished:
             events.record(self.folder, "failure", generation=number, **failures.told(outcome))
             self.instruments.failure(outcome.cause)
             path = failures.write(self.folder, number, outcome)
             for line in [*failures.shortened(outcome), f"  all of it in {path}"]:
                 self.board.say(line)
-        self.account()
         self.gang.drop([used[rank].seat for rank in outcome.lost])
         self.gang.release()
+        if outcome.failed_rank is not None and outcome.cause in OF_A_SICK_NODE and not self.committed:
+            self.gang.blame(used[outcome.failed_rank].node, outcome.reason, self.fewest)
         return outcome
 
     def account(self) -> None:
@@ -208,9 +224,8 @@ class Run:
         self.accounted = time.monotonic()
         self.instruments.goodput(account(self.folder, time.time()))
 
-    def payloads(self, number: int, threads: int) -> list[dict[str, Any]]:
+    def payloads(self, threads: int, found: Commit | None) -> list[dict[str, Any]]:
         """What each rank of a generation is told."""
-        found = self.resume_point()
         told = {
             "commit": str(found.folder) if found else None,
             "config": self.config.model_dump(mode="json"),
@@ -219,7 +234,7 @@ class Run:
             "threads": threads,
         }
         logs = self.folder / "logs"
-        return [told | {"log": str(logs / f"generation-{number:04d}-rank-{rank:05d}.log")} for rank in range(self.world)]
+        return [told | {"log": str(logs / f"generation-{self.number:04d}-rank-{rank:05d}.log")} for rank in range(self.world)]
 
     def ends_early(self, used: Sequence[Held], stage: Stage | None) -> str | None:
         """Why the generation on these seats should end before its stage does, None while it should go on. Asked all the time."""
@@ -230,6 +245,8 @@ class Run:
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
             self.look()
+            if self.looked - self.accounted > ACCOUNT_SECONDS:
+                self.account()
             if any(held in self.gang.leaving for held in used):
                 self.ending, self.wish = "shrink", generation.AT_ONCE
                 self.board.say("a node is leaving: its seats commit and leave")
@@ -265,6 +282,7 @@ class Run:
             self.board.show(self.line.text(message, self.stage_step))
             self.pace.step(message)
         elif message["kind"] == "event" and message["event"] == "commit":
+            self.committed = True
+            self.resumption.seal(message["step"])
+            self.gang.absolve()
             self.pace.commit(message["seconds"])
-            if time.monotonic() - self.accounted > ACCOUNT_SECONDS:
-                self.account()

@@ -91,13 +91,14 @@ class Seat:
             listener.close()
         return self._process.pid
 
-    def wait(self, timeout: float) -> list[Message]:
-        """What the process has reported since the last call: at least one message, unless `timeout` seconds pass.
+    def wait(self, timeout: float, seen: int) -> tuple[int, list[Message]]:
+        """(how many messages the process has sent, those behind the first `seen`): at least one, unless `timeout` seconds pass.
 
+        `seen` says that so many have arrived, and they are forgotten; others are kept, for an answer may be lost on its way.
         The end comes as {"kind": "exit", "code": int, "asked": bool, ...} (asked: after kill or stop) and is repeated
-        by every later call; a silence that is too long as {"kind": "silent", "seconds": float, ...}.
+        by every later call; a silence that is too long as {"kind": "silent", "seconds": float, ...}, which does not count.
         """
-        return self._started().messages(timeout)
+        return self._started().messages(timeout, seen)
 
     def account(self) -> Message:
         """What the process is doing: the fields of causes.Account."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from cluster.dataset import EncodeJob
 from cluster.progress import clock
@@ -48,8 +47,8 @@ def mismatches(what: str, found: Unmatched) -> list[str]:
     return [f"      {what}  {', '.join(found.first)}{more}"]
 
 
-def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
-    """The result: stages with their last losses, samples against copying, and where to look."""
+def run_lines(run: Path) -> list[str]:
+    """The result: stages with their last losses, samples against copying if there are any, and where to look."""
     metrics, happened = read_metrics(run), standing(read_events(run))
     lines = []
     for promotion in (event for event in happened if event["event"] == "promotion"):
@@ -60,14 +59,12 @@ def run_lines(run: Path, samples: dict[str, Any]) -> list[str]:
         text = (f", loss {losses[-1]:.4f}" if losses else "") + (f", held-out {held_out[-1]:.4f}" if held_out else "")
         skipped = f", {len(steps) - len(losses)} skipped" if len(losses) < len(steps) else ""
         lines.append(f"stage {promotion['stage']}: {len(steps)} steps in {clock(seconds)}{text}{skipped} ({promotion['reason']})")
-    lines.append(
-        f"samples: PSNR {samples['psnr']:.1f} dB over the generated frames of {samples['clips']} held-out clips, "
-        f"{samples['psnr_copy_last_frame']:.1f} dB for repeating the given frame"
-    )
-    folder = Path(samples["folder"])
-    return [
-        *lines,
-        f"sample video  {folder / '00.mp4'}",
-        f"contact sheet {folder / 'contact-sheet.png'}",
-        f"report        {run / 'report.html'}",
-    ]
+    if samples := next((event for event in reversed(happened) if event["event"] == "samples"), None):
+        folder = Path(samples["folder"])
+        lines += [
+            f"samples: PSNR {samples['psnr']:.1f} dB over the generated frames of {samples['clips']} held-out clips, "
+            f"{samples['psnr_copy_last_frame']:.1f} dB for repeating the given frame",
+            f"sample video  {folder / '00.mp4'}",
+            f"contact sheet {folder / 'contact-sheet.png'}",
+        ]
+    return [*lines, f"report        {run / 'report.html'}"]

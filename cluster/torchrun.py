@@ -185,6 +185,6 @@ def show(config: RunConfig, found: dict[str, Any], terminal: Terminal, instrumen
     instruments.message(messages[-1], 0)
     events.record(folder, "finish", step=commit.state.step)
     report.write(folder)
-    for text in summary.run_lines(folder, messages[-1]):
+    for text in summary.run_lines(folder):
         terminal.say(text)
     terminal.end()

@@ -45,7 +45,7 @@ def attached(config: RunConfig, terminal: Terminal) -> End | None:
         return None
     with contextlib.suppress(session.Unreachable), session.connect(home.address, 0, home.ray_folder):
         if actor := attach.find(config):
-            return watched(actor, terminal)
+            return watched(actor, terminal, config.run_folder)
     return None
 
 
@@ -57,7 +57,7 @@ def started(config: RunConfig, changed: Sequence[Change], address: str | None, t
     datasets.find_all(config)
     with session.connect(address, config.cluster.workers * config.cluster.cpus_per_worker) as ray_session:
         if actor := attach.find(config):
-            return watched(actor, terminal)
+            return watched(actor, terminal, config.run_folder)
         terminal.say(
             f"ray   {'started' if ray_session.private else 'joined'} in {ray_session.seconds:.1f} s, "
             f"{config.cluster.workers} workers of {config.cluster.cpus_per_worker} CPUs"
@@ -65,23 +65,23 @@ def started(config: RunConfig, changed: Sequence[Change], address: str | None, t
         for change in changed:
             terminal.say(f"recipe changed since the last start: {change}")
         actor = attach.start(config, Order(config, matched, str(Path.cwd()), ray_session.folder))
-        return steered(actor, terminal, ray_session.private)
+        return steered(actor, terminal, config.run_folder, ray_session.private)
 
 
-def watched(actor: ActorHandle, terminal: Terminal) -> End:
+def watched(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
     """The end of a run that another process has started; stopping this process only detaches it."""
     terminal.say("the run is live: attached to it, Ctrl-C detaches")
     try:
-        return attach.follow(actor, terminal)
+        return attach.follow(actor, terminal, run)
     except (KeyboardInterrupt, SystemExit):
         terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
         return End(0)
 
 
-def steered(actor: ActorHandle, terminal: Terminal, private: bool) -> End:
+def steered(actor: ActorHandle, terminal: Terminal, run: Path, private: bool) -> End:
     """The end of the run that this process has started, and that stops with it."""
     try:
-        return attach.follow(actor, terminal)
+        return attach.follow(actor, terminal, run)
     except BaseException:
         try:
             ray.get(actor.stop.remote())

@@ -51,3 +51,9 @@ def worth_a_generation(order: Sequence[Chunk], there: int, newest: Manifest) -> 
     """Whether the first `there` chunks are so many more than those of the newest generation, or all of them."""
     known = newest.sources.total
     return newest.pending > 0 and (there == len(order) or sources(order[:there]) >= GROWTH * known)
+
+
+def holds(made: Manifest, newest: Manifest) -> bool:
+    """Whether a generation has every shard of the newest one, which a writer with another order may have made."""
+    places = [(bucket, split) for bucket, splits in newest.buckets.items() for split in splits]
+    return all(set(newest.buckets[bucket][split]) <= set(made.buckets[bucket][split]) for bucket, split in places)

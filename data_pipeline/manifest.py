@@ -199,11 +199,31 @@ def denormalise(latents: np.ndarray, statistics: LatentStatistics) -> np.ndarray
     return (latents * scale + mean).astype(np.float32)
 
 
-def write(manifest: Manifest, folder: str | Location) -> None:
-    """Keeps the generation under its number, then makes it the data set's own."""
+def write(manifest: Manifest, folder: str | Location) -> bool:
+    """Keeps the generation under its number for good, then makes the newest one the data set's own.
+
+    False when another writer has taken the number for something else: that stands, and what is beyond it is to be written anew.
+    """
     folder = storage.location(folder)
-    for path in (_path(folder, manifest.generation), folder / FILE):
-        storage.write_json(path, asdict(manifest) | {"spec": manifest.spec.to_json()})
+    path, data = _path(folder, manifest.generation), storage.json_bytes(asdict(manifest) | {"spec": manifest.spec.to_json()})
+    kept = storage.create(path, data) or storage.read_bytes(path) == data
+    _publish(folder, manifest.generation)
+    return kept
+
+
+def _publish(folder: Location, newest: int) -> None:
+    """manifest.json only goes up: who has written an older generation into it just now, beside another writer, goes on to the newest."""
+    while True:
+        while storage.size(_path(folder, newest + 1)) is not None:
+            newest += 1
+        if _published(folder) >= newest:
+            return
+        storage.write_bytes(folder / FILE, storage.read_bytes(_path(folder, newest)))
+
+
+def _published(folder: Location) -> int:
+    """The generation that manifest.json holds, -1 for none."""
+    return -1 if storage.size(folder / FILE) is None else read(folder).generation
 
 
 def _path(folder: Location, generation: int | None) -> Location:

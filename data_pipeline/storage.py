@@ -103,9 +103,12 @@ def write_bytes(path: Location, data: bytes) -> None:
 
 
 def write_json(path: Location, value: Any) -> None:
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
     """The same value always gives the same bytes: sorted keys, shortest exact floats, no NaN."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def create(path: Location, data: bytes) -> bool:

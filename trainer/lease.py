@@ -53,10 +53,32 @@ def holds(run_folder: Path, generation: int) -> bool:
     return current(run_folder) == generation
 
 
+def renew(run_folder: Path, generation: int) -> None:
+    """Say that the writer of `generation` lives, to those who cannot see its process: see `heard`."""
+    os.utime(_path(run_folder, generation))
+
+
+def heard(run_folder: Path) -> float:
+    """When the owner was last known to live, Unix seconds; 0 before the first."""
+    generation = current(run_folder)
+    return _path(run_folder, generation).stat().st_mtime if generation else 0.0
+
+
+def lives(run_folder: Path, since: float) -> int:
+    """How many processes have drawn a generation since a Unix time."""
+    found: set[tuple[str, int, int]] = set()
+    for generation in range(current(run_folder), 0, -1):
+        drawer = _read(run_folder, generation)
+        if drawer.drawn < since:
+            break
+        found.add((drawer.host, drawer.pid, drawer.ticks))
+    return len(found)
+
+
 def owner(run_folder: Path) -> Owner | None:
     """Who drew the newest generation; None before the first."""
     generation = current(run_folder)
-    return Owner(**json.loads(_path(run_folder, generation).read_text())) if generation else None
+    return _read(run_folder, generation) if generation else None
 
 
 def is_alive(owner: Owner) -> bool | None:
@@ -74,6 +96,10 @@ def _publish(draft: Path, run_folder: Path) -> int:
         with contextlib.suppress(FileExistsError):
             os.link(draft, _path(run_folder, generation))
             return generation
+
+
+def _read(run_folder: Path, generation: int) -> Owner:
+    return Owner(**json.loads(_path(run_folder, generation).read_text()))
 
 
 def _path(run_folder: Path, generation: int) -> Path:

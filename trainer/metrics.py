@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
+TAIL_BYTES = 1 << 16  # which hold a line of metrics.jsonl
 PREFIX = "videomar_"
 RUN_STATES = ("encoding", "training", "sampling")
 DIMENSIONS = ("world", "dp", "tp", "sp", "zero", "micro_batch", "accumulation")
@@ -190,9 +191,19 @@ def cut_back(run: Path, step: int, check_owner: Callable[[], None]) -> tuple[int
     return dropped, seconds
 
 
+def last_line(run: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl, {} before the first; only the end is read."""
+    if not metrics_path(run).exists():
+        return {}
+    with metrics_path(run).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
 def last_step(run: Path) -> int:
     """The last step that metrics.jsonl holds, 0 before the first."""
-    return max((int(str(line["step"])) for line in read_metrics(run)[-1:]), default=0)
+    return int(last_line(run).get("step", 0))
 
 
 class MetricsLog:

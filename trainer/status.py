@@ -5,7 +5,6 @@ Reads files only: whether a process on another host lives is judged by when the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,11 @@ from trainer import lease
 from trainer.curriculum import Stage, tokens_to_go
 from trainer.events import read_events, standing
 from trainer.goodput import Goodput, goodput
-from trainer.metrics import metrics_path, read_metrics
+from trainer.metrics import last_line, metrics_path, read_metrics
 
 Record = dict[str, Any]
 SILENT_SECONDS = 600.0  # after which a run whose process cannot be seen from here counts as stopped
 RECENT_STEPS = 20
-TAIL_BYTES = 1 << 16
 LISTED = 3
 
 
@@ -32,12 +30,17 @@ def last_word(run: Path) -> float:
 
 
 def is_live(run: Path, now: float) -> bool:
-    """Whether a process steers the run; one on another host is believed to as long as it is heard of."""
+    """Whether a process steers the run; one on another host is believed to as long as it is heard of, be it only by its lease."""
     owner = lease.owner(run)
-    if owner is None or session(read_events(run))[-1:] == ["finish"]:
+    if owner is None or has_finished(run):
         return False
     alive = lease.is_alive(owner)
-    return now - last_word(run) < SILENT_SECONDS if alive is None else alive
+    return now - max(last_word(run), lease.heard(run)) < SILENT_SECONDS if alive is None else alive
+
+
+def has_finished(run: Path) -> bool:
+    """Whether its last session has come to its end."""
+    return session(read_events(run))[-1:] == ["finish"]
 
 
 def state_of(run: Path, happened: Sequence[Record], now: float) -> str:
@@ -122,19 +125,9 @@ def readiness(true_now: Sequence[Record]) -> float | None:
 
 def overview(run: Path, now: float) -> Record:
     """A line of `runs`; of metrics.jsonl only the end is read."""
-    happened, last = read_events(run), last_step(run)
+    happened, last = read_events(run), last_line(run)
     names = {"step": last.get("step", 0), "stage": last.get("stage"), "held_out_loss": held_out(standing(happened))}
     return {"run": run.name, "state": state_of(run, happened, now), **names, "last_word": last_word(run)}
-
-
-def last_step(run: Path) -> Record:
-    """The last whole line of metrics.jsonl; {} before the first."""
-    if not metrics_path(run).exists():
-        return {}
-    with metrics_path(run).open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-        lines = file.read().split(b"\n")[:-1]
-    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def runs_under(root: Path) -> list[Path]:

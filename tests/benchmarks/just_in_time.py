@@ -65,7 +65,6 @@ class RateLimited:
         folder: Location,
         cpus: Callable[[], int],
         on_progress: Callable[[Progress], None],
-        gpus: int = 0,
         draining: Callable[[], bool] = lambda: False,
     ) -> list[ChunkRecord]:
         tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.gang import START_FAILURES
 from cluster.hosts import Hosts, trainers
+from cluster.run import TRAINER
 from tests.cluster.elastic import compare, finish, happened, recipe, start, stepped, wait_until
 from tests.e2e.job import environment
 from trainer import lease
@@ -57,3 +59,22 @@ def test_a_run_that_loses_and_gains_a_node_and_loses_a_worker_and_its_controller
     assert [event["state"] for event in happened(run, "node")].count("lost") == 1
     assert happened(run, "replan", to=2)
     assert {"start", "stage", "failure"} <= {event["why"] for event in happened(run, "generation")}
+
+
+@pytest.mark.slow
+def test_a_host_on_which_workers_die_again_and_again_is_used_no_more_and_the_run_ends_without_it(hosts: Hosts, tmp_path: Path) -> None:
+    run, killed = tmp_path / "runs" / "sick", set[int]()
+    process = start([*recipe(tmp_path, "sick"), "cluster.min_workers=1", "train.commit_every=1000"], hosts)
+
+    def next_victim() -> bool:
+        return bool(set(trainers(run).values()) & set(hosts.pids(1)) - killed)
+
+    for _ in range(START_FAILURES):
+        wait_until(next_victim, process)
+        (victim,) = set(trainers(run).values()) & set(hosts.pids(1)) - killed
+        killed.add(victim)
+        os.kill(victim, signal.SIGKILL)
+    out = finish(process)
+    assert "is marked: 3 generations in a row have failed on it: rank" in out
+    assert len(happened(run, "node", state="marked")) == 1
+    assert [event["world"] for event in happened(run, "generation", target=TRAINER)] == [2] * START_FAILURES + [1] * 3

@@ -125,7 +125,7 @@ def pool_of(data: Data, make_decoder: Any, chunks: list[Chunk], make_encoder: An
     tokenizer, text = tokenizer_at(data.tokenizer), HashingText(SPEC.text_width, SPEC.text_tokens)
     work = {index: (chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks)}
     make_encoder = make_encoder or (lambda: encoder.remote(SPEC, data.tokenizer))
-    return EncodePool(work, make_decoder, make_encoder, lambda: limits_of(1, 0), is_hopeless)
+    return EncodePool(work, make_decoder, make_encoder, lambda: limits_of(1), is_hopeless)
 
 
 def fragile(data: Data, folder: Path, deaths: dict[str, int]) -> EncodePool:
@@ -272,7 +272,7 @@ def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data
     monkeypatch.setattr(encode_pool, "SCALE_SECONDS", 0.0)
     decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
     many = {index: (Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)), "work") for index in range(150)}
-    cluster = [limits_of(1, 0)]
+    cluster = [limits_of(1)]
     pool = EncodePool(
         many, lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: cluster[-1], is_hopeless
     )

@@ -5,11 +5,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from cluster import failures, generation
 from cluster.generation import Outcome
@@ -191,6 +194,51 @@ def test_a_driver_that_is_interrupted_or_killed_leaves_no_process_behind(
         assert all(up)
         assert until_gone(mark) == []
     assert [(tmp_path / f"commit-{rank}").exists() for rank in range(2)] == [committed] * 2
+
+
+@dataclass(eq=False)
+class Answer:
+    """Of a seat; None: lost on its way."""
+
+    told: Any
+
+    def get(self) -> Any:
+        if self.told is None:
+            raise ActorUnavailableError("it cannot be reached", None)
+        return self.told
+
+
+class Flapping:
+    """A seat behind a link on which every second answer is lost."""
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        self.kept, self.gone, self.asked = messages, 0, 0
+        self.wait = SimpleNamespace(remote=self.answer)
+
+    def answer(self, timeout: float, seen: int) -> Answer:
+        self.kept, self.gone, self.asked = self.kept[seen - self.gone :], seen, self.asked + 1
+        return Answer(None if self.asked % 2 else (seen + 1, self.kept[:1]))
+
+
+def test_a_link_that_flaps_loses_no_message_and_doubles_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [*({"kind": "number", "number": number} for number in range(4)), {"kind": "exit", "code": 0}]
+    monkeypatch.setattr(generation.ray, "get", Answer.get)
+    monkeypatch.setattr(generation, "_ready", lambda calls: [*calls])
+    monkeypatch.setattr(generation, "RETRY_SECONDS", 0.0)
+    seats: Any = {0: Flapping(sent)}
+    assert [message for _, message in generation._messages(seats, 1.0, 60.0) if message] == sent
+
+
+def test_seats_that_refuse_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = range(50)
+    seats: Any = {rank: SimpleNamespace(wait=SimpleNamespace(remote=lambda timeout, seen: Answer(None))) for rank in ranks}
+    seats[50] = SimpleNamespace(wait=SimpleNamespace(remote=lambda timeout, seen: Answer((1, [{"kind": "exit", "code": 0}]))))
+    pauses: list[float] = []
+    monkeypatch.setattr(generation.ray, "get", Answer.get)
+    monkeypatch.setattr(generation, "_ready", lambda calls: [*calls])
+    monkeypatch.setattr(generation.time, "sleep", pauses.append)
+    found = next(rank for rank, message in generation._messages(seats, 1.0, 60.0) if message)
+    assert (found, pauses) == (50, [])
 
 
 def test_generations_follow_each_other_on_the_same_seats(run: Run) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.health import Sight, examine, lines, looked_at, shares
+from cluster.health import Sight, examine, lines, looked_at, shares, unusable
 from cluster.session import Session
-from data_pipeline.errors import UserError
 from tests.cluster.seating import make_seats
 
 GOOD = Sight("alpha", "a", (), 0.01, 8 << 30, 0.01, None)
@@ -35,8 +34,15 @@ def test_what_is_odd_is_said_and_not_refused(change: dict[str, float], said: str
 
 
 def test_storage_that_a_seat_does_not_share_is_refused_by_folder_and_host() -> None:
-    with pytest.raises(UserError, match=r"/data/runs is not the same, writable folder on beta as here: put run\.root and data\.root on"):
-        lines([GOOD, replace(GOOD, host="beta", unseen=("/data/runs",))], 2)
+    assert not unusable(GOOD)
+    refused = unusable(replace(GOOD, host="beta", unseen=("/data/runs",)))
+    assert refused.startswith("/data/runs is not the same, writable folder on beta as here: put run.root and data.root on")
+
+
+def test_a_node_that_comes_later_is_compared_with_those_before() -> None:
+    slow = replace(GOOD, host="beta", work_seconds=0.05)
+    assert len(lines([slow], 1)) == 1
+    assert "beta: it is 5.0 times slower than the others" in lines([slow], 1, [GOOD, GOOD])[1]
 
 
 def test_a_folder_is_shared_where_the_file_is_there_and_another_can_be_written(tmp_path: Path) -> None:

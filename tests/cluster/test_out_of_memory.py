@@ -9,6 +9,7 @@ import pytest
 from cluster.generation import Outcome
 from cluster.run import Run, RunFailed
 from tests.distributed.training import recipe, stage
+from trainer.checkpoint.commit import Commit
 from trainer.curriculum import RunState, Stage
 from trainer.micro_batches import halve, limits
 
@@ -23,10 +24,10 @@ class Rehearsal(Run):
 
     def say(self, text: str) -> None: ...
 
-    def state(self) -> RunState:
-        return self.now
+    def next_commit(self) -> Commit:
+        return Commit(self.folder, self.now, 1, "data", "recipe", "planted", False)
 
-    def generation(self, target: str, stage: Stage | None, threads: int) -> Outcome:
+    def generation(self, target: str, stage: Stage | None, threads: int, found: Commit | None) -> Outcome:
         if not self.told:
             self.now = self.now.promoted()
             return Outcome(True, None, "", "", (), ())
@@ -36,7 +37,7 @@ class Rehearsal(Run):
 
 
 def attempt(run: Rehearsal) -> None:
-    run.attempt(run.config.curriculum.stages[0], run.now)
+    run.attempt(run.config.curriculum.stages[0], None)
 
 
 def test_a_smaller_micro_batch_each_time_is_no_failure(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cluster import dataset as datasets
 from cluster.encode import Progress
 from cluster.readiness import Feed
 from cluster.session import Session
+from data_pipeline import growth, manifest
 from data_pipeline.chunks import Chunk
 from data_pipeline.encode import encode_chunk, finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
@@ -55,7 +57,6 @@ class Gate:
         folder: Location,
         cpus: Callable[[], int],
         on_progress: Callable[[Progress], None],
-        gpus: int = 0,
         draining: Callable[[], bool] = lambda: False,
     ) -> list[ChunkRecord]:
         tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
@@ -200,3 +201,20 @@ def test_the_real_pool_feeds_and_hands_over_between_data_sets(tmp_path: Path, ra
     for supply, job in zip(feed.supplies, datasets.find_all(alone).values(), strict=True):
         datasets.prepare(job, 2, lambda _: None)
         assert tars(Path(str(job.folder))) == tars(Path(str(supply.job.folder)))
+
+
+@pytest.mark.timeout(300)
+def test_two_runs_that_encode_one_data_set_take_back_nothing_of_each_other(tmp_path: Path) -> None:
+    config = recipe(tmp_path, FIRST, changes=["data.start_fraction=0.3"])
+    gates = Gate(), Gate()
+    with feeding(config, gates[0]) as one, feeding(config, gates[1]) as other:
+        for turn in count():
+            if one.finished and other.finished:
+                break
+            gates[turn % 2].allow(1)
+            time.sleep(0.05)
+    folder = one.supplies[0].job.folder
+    made = [manifest.read(folder, number) for number in range(len(list(Path(str(folder)).glob("generations/*"))))]
+    assert len(made) > 1
+    assert all(growth.holds(later, earlier) for earlier, later in pairwise(made))
+    assert (made[-1].pending, manifest.read(folder)) == (0, made[-1])

@@ -35,13 +35,15 @@ def start(seat: Any, tmp_path: Path, target: str, **payload: Any) -> int:
 
 
 def first(seat: Any) -> dict[str, Any]:
-    return ray.get(seat.wait.remote(30.0))[0]
+    return ray.get(seat.wait.remote(30.0, 0))[1][0]
 
 
-def until_exit(seat: Any) -> list[dict[str, Any]]:
+def until_exit(seat: Any, seen: int = 0) -> list[dict[str, Any]]:
+    """What comes behind the first `seen` messages."""
     messages: list[dict[str, Any]] = []
     while not messages or messages[-1]["kind"] != "exit":
-        messages += ray.get(seat.wait.remote(30.0))
+        seen, found = ray.get(seat.wait.remote(30.0, seen))
+        messages += found
     return messages
 
 
@@ -93,16 +95,16 @@ def test_a_process_never_waits_for_a_reader_and_no_message_is_lost(seat: Any, tm
 def test_wait_returns_nothing_when_the_time_is_up(seat: Any, tmp_path: Path) -> None:
     start(seat, tmp_path, "sleep")
     assert first(seat)["kind"] == "up"
-    assert ray.get(seat.wait.remote(0.01)) == []
+    assert ray.get(seat.wait.remote(0.01, 1)) == (1, [])
     assert ray.get(seat.kill.remote()) == -signal.SIGKILL
 
 
 def test_kill_works_while_another_call_waits(seat: Any, tmp_path: Path) -> None:
     start(seat, tmp_path, "sleep")
     assert first(seat)["kind"] == "up"
-    waiting = seat.wait.remote(100.0)
+    waiting = seat.wait.remote(100.0, 1)
     assert ray.get(seat.kill.remote()) == -signal.SIGKILL
-    [end] = ray.get(waiting)
+    _, [end] = ray.get(waiting)
     assert (end["kind"], end["code"], end["asked"]) == ("exit", -signal.SIGKILL, True)
 
 

@@ -82,10 +82,16 @@ def test_captions_and_videos_that_do_not_match_are_named_up_to_a_few(dataset: Da
 def test_a_run_without_a_promotion_tells_its_samples_and_where_to_look(tmp_path: Path) -> None:
     events.record(tmp_path, "start")
     samples = {"psnr": 21.26, "psnr_copy_last_frame": 18.0, "clips": 4, "folder": str(tmp_path / "samples" / "step")}
-    line, *places = run_lines(tmp_path, samples)
+    events.record(tmp_path, "samples", **samples)
+    line, *places = run_lines(tmp_path)
     assert line == "samples: PSNR 21.3 dB over the generated frames of 4 held-out clips, 18.0 dB for repeating the given frame"
     assert [place.split()[-1] for place in places] == [
         str(tmp_path / "samples" / "step" / "00.mp4"),
         str(tmp_path / "samples" / "step" / "contact-sheet.png"),
         str(tmp_path / "report.html"),
     ]
+
+
+def test_a_run_without_samples_tells_where_its_report_is(tmp_path: Path) -> None:
+    events.record(tmp_path, "start")
+    assert run_lines(tmp_path) == [f"report        {tmp_path / 'report.html'}"]

@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,3 +149,41 @@ def test_the_file_is_plain_json_that_people_can_read(encoded: Encoded) -> None:
     value = json.loads((encoded.dataset.folder / "manifest.json").read_text())
     assert (value["schema"], value["generation"], value["spec"]["buckets"]) == (2, 0, ["5x32x32", "9x48x48"])
     assert value["buckets"]["5x32x32"]["train"][0]["name"] == "shard-000000"
+
+
+def generations(encoded: Encoded, count: int) -> list[manifest.Manifest]:
+    return [replace(encoded.dataset.manifest, generation=number) for number in range(count)]
+
+
+def test_a_generation_is_written_once_and_a_second_writer_is_told(encoded: Encoded, tmp_path: Path) -> None:
+    (first,) = generations(encoded, 1)
+    assert manifest.write(first, tmp_path)
+    assert manifest.write(first, tmp_path), "the same again is nobody's loss"
+    assert not manifest.write(replace(first, pending=3), tmp_path)
+    assert manifest.read(tmp_path) == manifest.read(tmp_path, 0) == first
+
+
+def test_an_older_generation_never_takes_the_place_of_a_newer_one(encoded: Encoded, tmp_path: Path) -> None:
+    made = generations(encoded, 3)
+    for generation in (*made, made[1]):
+        manifest.write(generation, tmp_path)
+    assert manifest.read(tmp_path) == made[2]
+
+
+def test_what_a_killed_writer_has_left_unpublished_is_published_by_the_next(encoded: Encoded, tmp_path: Path) -> None:
+    made = generations(encoded, 2)
+    for generation in made:
+        manifest.write(generation, tmp_path)
+    (tmp_path / manifest.FILE).write_bytes((tmp_path / "generations" / "manifest-000000.json").read_bytes())
+    assert not manifest.write(replace(made[1], pending=3), tmp_path)
+    assert manifest.read(tmp_path) == made[1]
+
+
+def test_of_writers_at_once_one_wins_each_generation_and_the_newest_is_published(encoded: Encoded, tmp_path: Path) -> None:
+    def writer(number: int) -> list[bool]:
+        return [manifest.write(replace(generation, pending=number), tmp_path) for generation in generations(encoded, 8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(writer, range(1, 5)))
+    assert [sum(each) for each in zip(*won, strict=True)] == [1] * 8
+    assert manifest.read(tmp_path) == manifest.read(tmp_path, 7)

@@ -46,6 +46,8 @@ class Growing:
     generations: tuple[Manifest, ...]
 
     def fresh(self) -> None:
+        for path in (self.folder / manifests.FILE, *self.folder.glob("generations/*")):
+            path.unlink()
         manifests.write(self.generations[0], self.folder)
 
 

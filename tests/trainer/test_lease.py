@@ -77,3 +77,13 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file, not a folder")
     with pytest.raises(UserError, match=r"run/lease cannot be written .*run\.root"):
         lease.draw(tmp_path / "run")
+
+
+def test_the_lives_since_a_moment_are_processes_and_not_numbers(tmp_path: Path) -> None:
+    for _ in range(3):
+        lease.draw(tmp_path)
+    code = "import sys, pathlib; from trainer import lease; lease.draw(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=Path(__file__).parents[2])
+    last = lease.owner(tmp_path)
+    assert last is not None
+    assert [lease.lives(tmp_path, since) for since in (0.0, last.drawn, last.drawn + 1)] == [2, 1, 0]

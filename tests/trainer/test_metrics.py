@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from trainer import events
-from trainer.metrics import StepMetrics, cut_back, metrics_path, read_metrics
+from trainer.metrics import TAIL_BYTES, StepMetrics, cut_back, last_line, last_step, metrics_path, read_metrics
 
 FIXED = [
     *("step", "stage", "loss", "loss_by_frame", "grad_norm", "lr", "samples_consumed", "epoch", "tokens", "supervised_tokens"),
@@ -48,3 +48,11 @@ def test_what_a_restart_went_back_behind_no_longer_stands() -> None:
     told = [event("layout", 0), event("evaluation", 4), event("commit", 4), event("evaluation", 8), event("promotion", 9)]
     again = [event("layout", 4), event("evaluation", 8)]
     assert events.standing([*told, *again]) == [event("layout", 0), event("evaluation", 4), event("commit", 4), *again]
+
+
+def test_the_last_step_is_read_from_the_end_of_the_file(tmp_path: Path) -> None:
+    assert (last_step(tmp_path), last_line(tmp_path)) == (0, {})
+    lines = [json.dumps({"step": step, "stage": "only"}) + "\n" for step in range(1, TAIL_BYTES // 8)]
+    metrics_path(tmp_path).write_text("".join(lines) + '{"step": 9')
+    assert last_line(tmp_path) == {"step": len(lines), "stage": "only"}
+    assert last_step(tmp_path) == len(lines)

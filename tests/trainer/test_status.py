@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,17 @@ def test_a_process_on_another_host_is_believed_while_it_is_heard_of(run: Path) -
     now = metrics_path(run).stat().st_mtime
     assert is_live(run, now + 1)
     assert not is_live(run, now + SILENT_SECONDS + 60)
+
+
+def test_a_process_on_another_host_that_encodes_in_silence_is_heard_of_by_its_lease(run: Path) -> None:
+    path = run / "lease" / "00000001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
+    for written in (metrics_path(run), run / "events.jsonl", path):
+        os.utime(written, (1e9, 1e9))
+    assert not is_live(run, time.time())
+    lease.renew(run, 1)
+    assert is_live(run, time.time())
+    assert not is_live(run, time.time() + SILENT_SECONDS + 60)
 
 
 def test_runs_lists_them_with_state_step_and_loss(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

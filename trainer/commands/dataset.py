@@ -39,7 +39,8 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
             f"{dataset.folder} is not finished ({dataset.manifest.pending} videos to go): let `encode` or `train` finish it first"
         )
     made = _next_generation(dataset, given)
-    manifests.write(made, dataset.folder)
+    if not manifests.write(made, dataset.folder):
+        raise UserError(f"{dataset.folder} was changed by another process meanwhile: run the command again")
     for bucket in made.buckets:
         before, after = ({split: each.clips(bucket, split) for split in ("train", "held_out")} for each in (dataset.manifest, made))
         print(f"generation {made.generation}  {bucket}: train {before['train']} -> {after['train']}, ", end="")

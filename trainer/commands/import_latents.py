@@ -35,7 +35,8 @@ def import_command(given: Mapping[str, str]) -> int:
         tokenizer.save(Path(made_with))
         made = import_latents(storage.location(given["import"]), folder, tokenizer, text)
         storage.copy_tree(Path(made_with), folder / TOKENIZER_FOLDER, last=TOKENIZER_FILE)
-    manifests.write(made, folder)
+    if not manifests.write(made, folder):
+        raise UserError(f"{folder} holds what is left of another data set: choose a new folder for the imported one")
     for bucket in made.buckets:
         print(f"{folder}  {bucket}: train {made.clips(bucket, 'train')}, held out {made.clips(bucket, 'held_out')}")
     return 0
