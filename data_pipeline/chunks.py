@@ -47,11 +47,18 @@ class ChunkPlan(Sequence[Chunk]):
     def __getitem__(self, number: int | slice) -> Chunk | list[Chunk]:
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
-        index = range(len(self))[number]
-        split = TRAIN if index < self._chunks(TRAIN) else HELD_OUT
-        index -= 0 if split == TRAIN else self._chunks(TRAIN)
-        chosen = self.places[split][index * self.each : (index + 1) * self.each]
-        return Chunk(split, index, tuple(self.sources[place] for place in chosen.tolist()))
+        split, index = self.place(number)
+        return Chunk(split, index, tuple(self.sources[place] for place in self.members(number).tolist()))
+
+    def place(self, number: int) -> tuple[str, int]:
+        """(split, index in it) of a chunk."""
+        index, train = range(len(self))[number], self._chunks(TRAIN)
+        return (TRAIN, index) if index < train else (HELD_OUT, index - train)
+
+    def members(self, number: int) -> npt.NDArray[np.int32]:
+        """Where among all the sources those of a chunk are."""
+        split, index = self.place(number)
+        return self.places[split][index * self.each : (index + 1) * self.each]
 
     def _chunks(self, split: str) -> int:
         return -(-len(self.places[split]) // self.each)
