@@ -83,8 +83,9 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
         seconds = {"group": joining, "build": perf_counter() - joined}
-        again = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
-        journal.event("layout", stage=task.stage.name, step=state.step, **again, **vars(task.layout), seconds=seconds)
+        facts = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
+        facts |= vars(task.layout) | {"spec": dataset.manifest.spec.to_json()}
+        journal.event("layout", stage=task.stage.name, step=state.step, **facts, seconds=seconds)
         if renewed:
             journal.event("tokenizer", stage=task.stage.name, step=state.step, dataset=dataset.origin, renewed=renewed)
     told: Journal | Silence | Pulse = journal or Silence()
