@@ -1,7 +1,10 @@
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +126,7 @@ class FragileDecoder(Decoder):
 def pool_of(data: Data, make_decoder: Any, chunks: list[Chunk], make_encoder: Any = None) -> EncodePool:
     encoder: Any = ray.remote(Encoder).options(num_cpus=0)
     tokenizer, text = tokenizer_at(data.tokenizer), HashingText(SPEC.text_width, SPEC.text_tokens)
-    work = {index: (chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks)}
+    work = ((index, chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks))
     make_encoder = make_encoder or (lambda: encoder.remote(SPEC, data.tokenizer))
     return EncodePool(work, make_decoder, make_encoder, lambda: limits_of(1, 0), is_hopeless)
 
@@ -250,6 +253,11 @@ def test_a_finished_part_is_found_and_only_the_rest_is_worked_on(data: Data, tmp
     assert (seen[-1].done, seen[-1].total) == (4, 4)
 
 
+def copy_of(data: Data, index: int) -> Chunk:
+    """A chunk of one of the videos under another id."""
+    return Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),))
+
+
 def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: Path) -> None:
     seen: list[Progress] = []
 
@@ -258,7 +266,7 @@ def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: 
         if len(seen) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    many = [Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)) for index in range(200)]
+    many = [copy_of(data, index) for index in range(200)]
     with pytest.raises(SystemExit) as raised:
         data.encode(tmp_path, many, stop_at_the_first)
     assert raised.value.code == signal.SIGTERM
@@ -271,7 +279,7 @@ def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: 
 def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode_pool, "SCALE_SECONDS", 0.0)
     decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
-    many = {index: (Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)), "work") for index in range(150)}
+    many = ((index, copy_of(data, index), "work") for index in range(150))
     cluster = [limits_of(1, 0)]
     pool = EncodePool(
         many, lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: cluster[-1], is_hopeless
@@ -288,6 +296,34 @@ def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data
     assert len(pool.records) == 150
     assert not pool.failures
     assert {Sizes(3, 2), Sizes(1, 1)} <= {state.sizes for state in seen}
+
+
+def test_chunks_are_made_when_there_is_room_for_them_and_let_go_when_they_are_done(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_pool, "QUEUE_BYTES", 1)  # a decoder waits while any piece does
+    decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
+    made: list[weakref.ref[Chunk]] = []
+    ahead: list[int] = []
+
+    def chunks() -> Iterator[tuple[int, Chunk, str]]:
+        for index in range(60):
+            chunk = copy_of(data, index)
+            made.append(weakref.ref(chunk))
+            ahead.append(len(made) - len(pool.records))
+            yield index, chunk, "work"
+
+    pool = EncodePool(
+        chunks(), lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: limits_of(1, 0), is_hopeless
+    )
+    held: list[int] = []
+    pool.run(lambda state: held.append(sum(chunk() is not None for chunk in made)))
+    assert sorted(pool.records) == list(range(60))
+    assert max(ahead) <= 12
+    gc.collect()
+    assert sum(chunk() is not None for chunk in made) <= 1, "the pool lets go of what is written"
+    assert max(held) <= 16
+    assert not any(source.values or source.caption for record in pool.records.values() for source in record.sources)
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1e6))

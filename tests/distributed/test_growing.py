@@ -159,8 +159,10 @@ def without_the_first_held_out(data: Growing, seed: int) -> Growing:
 
 
 def test_what_newer_data_excludes_is_measured_no_more_whatever_is_killed(growing: Growing, tmp_path: Path) -> None:
-    config, losses = recipe([stage("only", 12, samples=10)], commit_every=3, evaluate_every=1), {}
-    excluding, decided = without_the_first_held_out(growing, config.seed), []
+    config = recipe([stage("only", 12, samples=10)], commit_every=3, evaluate_every=1)
+    excluding = without_the_first_held_out(growing, config.seed)
+    losses: dict[str, dict[int, float]] = {}
+    decided: list[dict[str, Any]] = []
     for name, data, lives in (
         ("broken", excluding, [(5, 1), (9, 2), (0, 1)]),
         ("unbroken", excluding, [(0, 1)]),
