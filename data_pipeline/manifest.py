@@ -114,7 +114,7 @@ def build(
     if not pending:
         require_clips(train, [bucket.id for bucket in spec.buckets], videos)
     buckets = {bucket.id: {split: shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
-    sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
+    sums = sum((chunk.sums for chunk in chunks if chunk.split == TRAIN and chunk.sums), LatentSums.zero(spec.channels))
     return Manifest(
         fingerprint=fingerprint,
         spec=spec,
