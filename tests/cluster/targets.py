@@ -86,6 +86,8 @@ def ring(payload: Payload, report: Report, listener: Listener) -> None:
     if payload.get("at") == payload["rank"]:
         _fail(payload["fault"])
     if "fault" in payload:
+        time.sleep(0.5)
+        report({"kind": "beat", "section": "step"})  # the others go on for a moment, so that the one that fails is silent for longest
         _await_end(peers, payload)
 
 
