@@ -194,6 +194,8 @@ def test_a_run_ends_when_every_clip_was_visited(growing: Growing, tmp_path: Path
     assert samples[0] < samples[-1] == growing.generations[2].clips(BUCKET, "train")
     assert len(lines) == -(-sum(samples) // 10)
     assert [event["reason"] for event in happened if event["event"] == "promotion"] == ["every clip was visited 1 times"]
+    told = [EncodeSpec.from_json(event["spec"]) for event in happened if event["event"] == "layout"]
+    assert told == [growing.generations[0].spec]  # by which a study counts FLOPs
 
 
 def test_what_is_mixed_in_for_some_steps_leaves_and_a_kill_changes_nothing(growing: Growing, tmp_path: Path) -> None:
