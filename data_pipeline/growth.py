@@ -1,5 +1,6 @@
 """How a data set comes into being piece by piece: which chunks are encoded first, and when those that are there are worth a
-generation of their own. Pure; cluster/readiness.py acts on it. No call makes a chunk or takes longer the more there are."""
+generation of their own. Pure; cluster/readiness.py acts on it. Nothing here makes a chunk, and what is asked at every progress takes no
+longer the more there are."""
 
 from collections.abc import Container
 from dataclasses import replace
