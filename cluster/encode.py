@@ -7,6 +7,7 @@ import errno
 import signal
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import ray
 from cluster.encode_actors import Decoder, Encoder
 from cluster.encode_pool import EncodePool, PoolState
 from cluster.encode_scaling import Queues, Sizes, limits_of
-from data_pipeline.chunks import Chunk
+from data_pipeline.chunks import Chunk, source_count
 from data_pipeline.encode import finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import tokenizer_at
@@ -42,7 +43,7 @@ class Progress:
     queues: Queues = field(default_factory=Queues)
     sizes: Sizes = field(default_factory=lambda: Sizes(0, 0))
     bottleneck: str = "none"
-    records: Mapping[int, ChunkRecord] = field(default_factory=dict, compare=False, repr=False)  # of the finished chunks
+    records: Mapping[int, ChunkRecord] = field(default_factory=dict, compare=False, repr=False)  # brief ones, of the finished chunks
 
     @property
     def rate(self) -> float:
@@ -74,25 +75,29 @@ def encode_dataset(
     on_progress: Callable[[Progress], None],
     draining: Callable[[], bool] | None = None,
 ) -> list[ChunkRecord]:
-    """Encode `chunks` into `folder`; returns their records in the order of the chunks.
+    """Encode `chunks` into `folder`; returns their brief records in the order of the chunks.
 
     `workers` is the number of CPUs that the caller has to give (actors reserve none), which may be asked for again and again;
     None follows the cluster as it grows and shrinks. Paths must be visible to every node.
-    Chunks that are finished already cost nothing. While `draining`, only chunks that were begun are finished, and the others are
-    left out. Without it SIGTERM does so, for DRAIN_SECONDS at most, and leaves by SystemExit.
+    Chunks that are finished already cost nothing; each of the others is made when the pool has room for it. While `draining`, only
+    chunks that were begun are finished, and the others are left out. Without it SIGTERM does so, for DRAIN_SECONDS at most, and
+    leaves by SystemExit.
     Raises IncompleteError that lists every chunk without a record, after all the others are done; UserError when the
     tokenizer cannot be loaded; StorageError or OSError at once when nothing can be written any more.
     """
     tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)  # errors reach the user as one line
-    works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
-    records = finished_chunks(chunks, works, folder)
-    todo = {index: (chunk, works[index]) for index, chunk in enumerate(chunks) if index not in records}
-    tell = _Teller(chunks, dict(records), on_progress)
-    if todo:
+
+    def work(chunk: Chunk) -> str:
+        return work_fingerprint(chunk, spec, tokenizer, text)
+
+    found = dict(finished_chunks(chunks, work, folder))
+    todo = ((index, chunks[index]) for index in range(len(chunks)) if index not in found)
+    tell, records = _Teller(chunks, found, on_progress), ChainMap(found)
+    if len(found) < len(chunks):
         decoder: Any = ray.remote(Decoder).options(num_cpus=0, scheduling_strategy="SPREAD")
         encoder: Any = ray.remote(Encoder).options(num_cpus=0, scheduling_strategy="SPREAD")
         pool = EncodePool(
-            todo,
+            ((index, chunk, work(chunk)) for index, chunk in todo),
             lambda: decoder.remote(spec, folder),
             lambda: encoder.remote(spec, tokenizer_folder),
             lambda: limits_of((workers() if callable(workers) else workers) or int(ray.cluster_resources().get("CPU", 1))),
@@ -100,7 +105,7 @@ def encode_dataset(
         )
         with nullcontext(draining) if draining else _drain_on_sigterm() as drain:
             pool.run(tell, drain)
-        records |= pool.records
+        records = ChainMap(found, pool.records)
         if pool.failures:
             raise IncompleteError({chunks[index].name: reason for index, reason in sorted(pool.failures.items())})
     else:
@@ -116,23 +121,21 @@ def is_hopeless(error: BaseException) -> bool:
 class _Teller:
     """Turns the pool's state into what the user is told."""
 
-    def __init__(self, chunks: Sequence[Chunk], found: Mapping[int, ChunkRecord], on_progress: Callable[[Progress], None]) -> None:
-        self._sizes = [len(chunk.sources) for chunk in chunks]
-        self._found, self._on_progress, self._started = found, on_progress, time.monotonic()
+    def __init__(self, chunks: Sequence[Chunk], found: dict[int, ChunkRecord], on_progress: Callable[[Progress], None]) -> None:
+        self._total, self._found, self._on_progress, self._started = source_count(chunks), found, on_progress, time.monotonic()
+        self._sources = sum(len(record.sources) for record in found.values())
+        self._clips = sum(record.clips for record in found.values())
 
     def __call__(self, state: PoolState) -> None:
         self._on_progress(self.progress(state))
 
     def progress(self, state: PoolState | None = None) -> Progress:
-        found = sum(self._sizes[index] for index in self._found)
-        clips = sum(record.clips for record in self._found.values())
-        seconds, total = time.monotonic() - self._started, sum(self._sizes)
+        seconds = time.monotonic() - self._started
         if state is None:
-            return Progress(found, total, clips, seconds, found, records=self._found)
-        done = found + sum(self._sizes[index] for index in (*state.records, *state.failures))
-        clips += sum(record.clips for record in state.records.values())
-        records = {**self._found, **state.records}
-        return Progress(done, total, clips, seconds, found, state.queues, state.sizes, state.bottleneck, records)
+            return Progress(self._sources, self._total, self._clips, seconds, self._sources, records=self._found)
+        done, clips = self._sources + state.sources, self._clips + state.clips
+        records = ChainMap(self._found, state.records)
+        return Progress(done, self._total, clips, seconds, self._sources, state.queues, state.sizes, state.bottleneck, records)
 
 
 @contextmanager

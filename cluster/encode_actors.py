@@ -55,11 +55,11 @@ class Decoder:
     def commit(
         self, chunk: Chunk, work: str, outcomes: list[SourceRecord], counts: list[int], *encoded: list[EncodedClip]
     ) -> tuple[ChunkRecord, dict[str, int]]:
-        """Writes a chunk. `encoded` are the pieces of all its sources in order, `counts` how many each source has. Also returns
-        the faults of storage."""
+        """Writes a chunk. `encoded` are the pieces of all its sources in order, `counts` how many each source has. Returns the brief
+        record and the faults of storage."""
         pieces = iter(encoded)
         parts = [(outcome, [clip for _ in range(count) for clip in next(pieces)]) for outcome, count in zip(outcomes, counts, strict=True)]
-        return commit_chunk(chunk, self._spec, work, parts, self._folder), FAULTS.take()
+        return commit_chunk(chunk, self._spec, work, parts, self._folder).brief(), FAULTS.take()
 
     def decoding(self, source: Source, careful: bool) -> Generator[Piece, None, SourceRecord]:
         return decode_source(source, self._spec, careful, self._stall)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,21 +33,23 @@ RETRY_SECONDS = 1.0  # after an actor could not be reached
 
 @dataclass(frozen=True)
 class PoolState:
-    """What progress is made of: finished chunks, and the state of queues and pools."""
+    """What progress is made of: finished chunks, how many sources and clips they have, and the state of queues and pools."""
 
-    records: Mapping[int, ChunkRecord]
-    failures: Mapping[int, str]
+    records: dict[int, ChunkRecord]
+    sources: int  # of chunks that have failed, too
+    clips: int
     queues: Queues
     sizes: Sizes
     bottleneck: str
 
 
 class EncodePool:
-    """One run over some chunks, by index. After run(), `records` and `failures` say what came of each."""
+    """One run over some chunks, which are taken as there is room for them: (index, chunk, fingerprint of its work) each. After run(),
+    `records` and `failures` say by index what came of each; nothing else is kept of a chunk that is done."""
 
     def __init__(
         self,
-        chunks: Mapping[int, tuple[Chunk, str]],
+        chunks: Iterable[tuple[int, Chunk, str]],
         make_decoder: Callable[[], ActorHandle],
         make_encoder: Callable[[], ActorHandle],
         limits: Callable[[], Limits],
@@ -55,13 +57,11 @@ class EncodePool:
     ) -> None:
         self.records: dict[int, ChunkRecord] = {}
         self.failures: dict[int, str] = {}
+        self._sources = self._clips = 0  # of the chunks that are done
+        self._chunks = iter(chunks)
         self._make = {"decoders": make_decoder, "encoders": make_encoder}
         self._limits, self._fatal = limits, fatal
         self._waiting: deque[Part] = deque()
-        for index, (chunk, work) in chunks.items():
-            assembly = Assembly(index, chunk, work)
-            assembly.parts = [Part(source, assembly) for source in chunk.sources]
-            self._waiting += assembly.parts
         self._decoded: deque[Piece] = deque()
         self._complete: deque[Assembly] = deque()
         self._deaths: dict[object, int] = {}
@@ -76,6 +76,7 @@ class EncodePool:
         try:
             while True:
                 if draining():
+                    self._chunks = iter(())
                     self._waiting = deque(part for part in self._waiting if part.chunk.begun)
                 self._dispatch()
                 if not self._calls:
@@ -113,7 +114,7 @@ class EncodePool:
                 continue
             elif worker.holds:
                 self._call(worker, worker.holds, worker.actor.more.options(num_returns=2).remote())
-            elif self._waiting:
+            elif self._waiting or self._take():
                 part = self._waiting.popleft()
                 part.begun = True
                 start = worker.actor.start.options(num_returns=2)
@@ -123,6 +124,15 @@ class EncodePool:
                 if self._decoded and len(worker.calls) < AHEAD:
                     piece = self._decoded.popleft()
                     self._call(worker, piece, worker.actor.encode.options(num_returns=2).remote(piece.part.source, piece.frames))
+
+    def _take(self) -> bool:
+        """The next chunk's sources wait from now on; whether there was one."""
+        given = next(self._chunks, None)
+        if given:
+            assembly = Assembly(*given)
+            assembly.parts = [Part(source, assembly) for source in assembly.content.sources]
+            self._waiting += assembly.parts
+        return given is not None
 
     def _write(self, worker: Worker, assembly: Assembly) -> None:
         outcomes, counts = [part.outcome for part in assembly.parts], [len(part.encoded) for part in assembly.parts]
@@ -189,6 +199,8 @@ class EncodePool:
         else:
             self.records[task.index], faults = result
             FAULTS.add(faults)
+            self._sources += len(task.content.sources)
+            self._clips += self.records[task.index].clips
             task.parts.clear()  # and with them the latents
             return
         if self._current(task) and task.chunk.complete:
@@ -221,7 +233,10 @@ class EncodePool:
 
     def _fail(self, assembly: Assembly, reason: str) -> None:
         """Gives a chunk up; the others go on."""
-        self.failures.setdefault(assembly.index, reason)
+        if assembly.index in self.failures:
+            return
+        self.failures[assembly.index] = reason
+        self._sources += len(assembly.content.sources)
         self._waiting = deque(part for part in self._waiting if part.chunk is not assembly)
         self._decoded = deque(piece for piece in self._decoded if piece.chunk is not assembly)
         assembly.parts.clear()
@@ -263,7 +278,7 @@ class EncodePool:
         )
 
     def _state(self) -> PoolState:
-        return PoolState(self.records, self.failures, self._queues(), self._sizes(), self._load_seen)
+        return PoolState(self.records, self._sources, self._clips, self._queues(), self._sizes(), self._load_seen)
 
 
 def _first_line(error: BaseException) -> str:

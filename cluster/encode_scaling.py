@@ -24,7 +24,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Queues:
-    """What is where right now. waiting, decoding: sources; decoded, encoding: pieces of sources; committing: chunks."""
+    """What is where right now. waiting (of chunks that were taken), decoding: sources; decoded, encoding: pieces of sources;
+    committing: chunks."""
 
     waiting: int = 0
     decoding: int = 0

@@ -17,7 +17,7 @@ from cluster.checks import check_samples, shortage
 from cluster.dataset import EncodeJob
 from cluster.encode import Progress, encode_dataset
 from data_pipeline import growth
-from data_pipeline.chunks import Chunk, plan_chunks
+from data_pipeline.chunks import ChunkPlan, plan_chunks
 from data_pipeline.loader import Dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.records import ChunkRecord
@@ -35,18 +35,16 @@ class Resting(Exception):
 
 @dataclass
 class Supply:
-    """One data set on its way. stages: those that train on it; order: its chunks as they are encoded; newest: its last generation."""
+    """One data set on its way. stages: those that train on it; order: its chunks as they are encoded; newest: its last generation;
+    there: how many chunks from the first one on this call of the encoder has told of, without a gap."""
 
     job: EncodeJob
     stages: list[Stage]
-    order: list[Chunk]
+    order: ChunkPlan
     newest: Dataset | None = None
     tried: int = 0  # chunks with which it could not begin yet
+    there: int = 0
     progress: Progress | None = None
-    sources: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.sources = growth.sources(self.order)
 
     @property
     def complete(self) -> bool:
@@ -181,11 +179,12 @@ class Feed:
             return self._closed < float("inf") or self._next() is not supply
 
         def on_progress(progress: Progress) -> None:
-            supply.progress = self.told = replace(progress, total=supply.sources)
+            supply.progress = self.told = replace(progress, total=supply.order.count(), records={})
             self._advance(supply, progress.records)
 
         tokenizer = datasets.make_tokenizer(job)
         fraction = self.config.data.start_fraction
+        supply.there = 0
         order = supply.order if supply.newest else supply.order[: growth.first_chunks(supply.order, supply.tried, fraction)]
         with contextlib.suppress(Resting):
             given = (order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
@@ -196,14 +195,14 @@ class Feed:
     def _advance(self, supply: Supply, records: Mapping[int, ChunkRecord]) -> None:
         """Write the next generation if it is time for it. The first one is as small as may be, so that how fast encoding is does not
         change it, nor the statistics that all later ones keep."""
-        there = growth.prefix(supply.order, records)
+        there = supply.there = growth.prefix(records, supply.there, len(supply.order))
         if supply.newest is None:
             while supply.tried < there and not supply.newest:
                 supply.tried += 1
                 if growth.may_begin(supply.order, supply.tried, self.config.data.start_fraction):
                     self._begin(supply, [records[index] for index in range(supply.tried)])
         while supply.newest and growth.worth_a_generation(supply.order, there, supply.newest.manifest):  # again where another was first
-            pending = growth.sources(supply.order[there:])
+            pending = supply.order.count() - supply.order.count(there)
             encoded = [records[index] for index in range(there)]
             made = datasets.next_manifest(supply.job, supply.newest.manifest, encoded, pending)
             if pending and not growth.holds(made, supply.newest.manifest):
@@ -212,7 +211,8 @@ class Feed:
 
     def _begin(self, supply: Supply, records: list[ChunkRecord]) -> None:
         """The first generation, if its first stage can begin on it."""
-        made = datasets.next_manifest(supply.job, None, records, growth.sources(supply.order[len(records) :]))
+        pending = supply.order.count() - supply.order.count(len(records))
+        made = datasets.next_manifest(supply.job, None, records, pending)
         if not made.pending or not shortage(supply.stages[0], made):
             self._publish(supply, made)
 

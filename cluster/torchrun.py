@@ -128,7 +128,7 @@ def encode_here(
 ) -> list[ChunkRecord]:
     """cluster.encode.encode_dataset in this process, one chunk after the other."""
     tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
-    return [encode_chunk(chunk, spec, tokenizer, text, folder) for chunk in chunks]
+    return [encode_chunk(chunk, spec, tokenizer, text, folder).brief() for chunk in chunks]
 
 
 def next_generation(config: RunConfig, folder: Path, prepared: dict[str, Any]) -> dict[str, Any] | None:

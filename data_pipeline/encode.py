@@ -4,9 +4,10 @@ different processes, encode_chunk one after the other; any order gives the same 
 import json
 import multiprocessing
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -145,13 +146,22 @@ def read_finished(chunk: Chunk, work: str, folder: Location) -> ChunkRecord | No
     return ChunkRecord(chunk.split, chunk.index, work, tuple(outcomes), tuple(shards))
 
 
-def finished_chunks(chunks: Sequence[Chunk], works: Sequence[str], folder: Location) -> dict[int, ChunkRecord]:
-    """The records, by index, of the chunks that were completed before. One listing rules out most of the others."""
-    there = {path.stem for path, _ in storage.list_files(folder / "sources")}
-    likely = [index for index, chunk in enumerate(chunks) if all(source.id in there for source in chunk.sources)]
+def finished_chunks(chunks: Sequence[Chunk], work: Callable[[Chunk], str], folder: Location) -> Iterator[tuple[int, ChunkRecord]]:
+    """(index, brief record) of the chunks that were completed before, in order. One listing rules out most of the others, and of
+    those that it does not a few at a time are looked at."""
+    there = np.sort(np.fromiter((hash(path.stem) for path, _ in storage.list_files(folder / "sources")), np.int64))
+    if not len(there):
+        return
+
+    def is_likely(chunk: Chunk) -> bool:
+        ids = np.array([hash(source.id) for source in chunk.sources], np.int64)
+        return bool((np.searchsorted(there, ids, "left") < np.searchsorted(there, ids, "right")).all())
+
+    likely = ((index, chunk) for index, chunk in enumerate(chunks) if is_likely(chunk))
     with ThreadPoolExecutor(READS) as pool:
-        found = pool.map(lambda index: read_finished(chunks[index], works[index], folder), likely)
-        return {index: record for index, record in zip(likely, found, strict=True) if record}
+        while looked_at := list(islice(likely, 4 * READS)):
+            found = pool.map(lambda known: read_finished(known[1], work(known[1]), folder), looked_at)
+            yield from ((index, record.brief()) for (index, _), record in zip(looked_at, found, strict=True) if record)
 
 
 def sample_for_fit(sources: Sequence[Source], spec: EncodeSpec, limit: int = 16, videos: str = "data.videos") -> Iterator[np.ndarray]:

@@ -4,11 +4,13 @@ but captions."""
 
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -22,7 +24,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.records import LatentSums, SourceRecord
 from data_pipeline.shards import Sample, from_bfloat16, to_bfloat16, unpack
 from data_pipeline.sources import Source, list_latents
-from data_pipeline.spec import EncodeSpec
+from data_pipeline.spec import EncodeSpec, fingerprint
 from data_pipeline.storage import Location
 from data_pipeline.text import TextEncoder
 from data_pipeline.tokenizers import VideoTokenizer
@@ -63,31 +65,41 @@ def import_latents(place: Location, folder: Location, tokenizer: VideoTokenizer,
     Raises UserError naming the sample whose latent cannot be, and when the statistics are not as stated.
     """
     origin, sources = read_origin(place, tokenizer), list_latents(str(place))
-    shapes = sorted({bucket_of(read_latent(source, tokenizer), tokenizer) for source in sources})
+    shapes, contents = survey(sources, tokenizer)
     spec = EncodeSpec(
         fps=origin.fps,
-        buckets=tuple(shapes),
+        buckets=shapes,
         held_out=held_out,
         channels=tokenizer.channels,
         stride=tokenizer.stride,
         text_tokens=text.max_tokens,
         text_width=text.width,
     )
-    records = []
-    for chunk in plan_chunks(sources, spec):
-        work = work_fingerprint(chunk, spec, tokenizer, text)
+    records, plan = [], plan_chunks(sources, spec)
+    for number, chunk in enumerate(plan):
+        work = fingerprint(work_fingerprint(chunk, spec, tokenizer, text), contents[plan.members(number)].tolist())
         parts = (encoded(source, spec, tokenizer, text) for source in chunk.sources)
         records.append(read_finished(chunk, work, folder) or commit_chunk(chunk, spec, work, list(parts), folder))
-    fingerprint = manifests.dataset_fingerprint(sources, spec, (tokenizer.fingerprint, text.fingerprint))
     codecs = {"tokenizer": tokenizer.fingerprint, "text": text.fingerprint}
-    made = manifests.build(records, spec, str(place), fingerprint=fingerprint, **codecs)
+    name = manifests.dataset_fingerprint(sources, spec, tuple(codecs.values()))
+    made = manifests.build(records, spec, str(place), fingerprint=name, **codecs)
     _check_statistics(origin, made, place / FILE)
     return made
 
 
+def survey(sources: Sequence[Source], tokenizer: VideoTokenizer) -> tuple[tuple[Bucket, ...], npt.NDArray[np.uint32]]:
+    """(the shapes that there are, the crc32 of every latent's file), reading each once. Raises UserError as parse_latent does."""
+    shapes, contents = set(), np.empty(len(sources), np.uint32)
+    for place, source in enumerate(sources):
+        data = read_file(source)
+        shapes.add(bucket_of(parse_latent(data, source, tokenizer), tokenizer))
+        contents[place] = zlib.crc32(data)
+    return tuple(sorted(shapes)), contents
+
+
 def encoded(source: Source, spec: EncodeSpec, tokenizer: VideoTokenizer, text: TextEncoder) -> tuple[SourceRecord, Sequence[EncodedClip]]:
     """As if the source had been decoded to one clip and encoded."""
-    latent = from_bfloat16(to_bfloat16(read_latent(source, tokenizer)))
+    latent = from_bfloat16(to_bfloat16(parse_latent(read_file(source), source, tokenizer)))
     bucket = bucket_of(latent, tokenizer)
     meta: dict[str, Any] = {"caption": source.caption, "source": source.id, "name": source.name, "licence": source.licence}
     meta |= {"start": 0.0, "stop": bucket.frames / spec.fps, "fps": spec.fps, "kind": source.kind, "config": spec.fingerprint}
@@ -97,10 +109,13 @@ def encoded(source: Source, spec: EncodeSpec, tokenizer: VideoTokenizer, text: T
     return record, [clip]
 
 
-def read_latent(source: Source, tokenizer: VideoTokenizer) -> np.ndarray:
-    """float32 [T, C, h, w]. Raises UserError naming the sample when it is damaged or of another shape."""
+def read_file(source: Source) -> bytes:
     file = source.open()
-    data = storage.read_bytes(storage.location(file)) if isinstance(file, str) else file.getvalue()
+    return storage.read_bytes(storage.location(file)) if isinstance(file, str) else file.getvalue()
+
+
+def parse_latent(data: bytes, source: Source, tokenizer: VideoTokenizer) -> np.ndarray:
+    """float32 [T, C, h, w]. Raises UserError naming the sample when it is damaged or of another shape."""
     try:
         latent = np.load(io.BytesIO(data)) if source.name.endswith(".npy") else _tensor(data)
     except (ValueError, EOFError, SafetensorError, KeyError) as error:

@@ -159,6 +159,17 @@ class SampleSet:
         reader, row = dataset.new_captions.get(source_of(reader.key(row)), (reader, row))
         return str(reader.meta(row)["caption"])
 
+    def still_read(self, generation: int, most: int) -> list[int]:
+        """The first positions, `most` at most, of the samples that a newer generation does not exclude."""
+        newer, found = self._rows(generation).dataset.manifest, []
+        for position in range(len(self)):
+            _, entry, row = self._place(position)
+            if row not in newer.excluded(entry):
+                found.append(position)
+            if len(found) == most:
+                break
+        return found
+
     def fetch(self, positions: Sequence[int]) -> Batch:
         """The samples at these global positions, in this order. Safe to call from several threads."""
         spec = self._dataset.manifest.spec

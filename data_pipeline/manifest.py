@@ -86,9 +86,13 @@ class Manifest:
 
     def rows(self, shard: ShardEntry) -> Sequence[int]:
         """The rows of a shard that are to be read, in order: all but the excluded ones."""
-        reasons = self.exclusions.get(shard.bucket, {}).get(shard.name, {})
-        excluded = {row for rows in reasons.values() for row in rows}
+        excluded = self.excluded(shard)
         return [row for row in range(shard.count) if row not in excluded] if excluded else range(shard.count)
+
+    def excluded(self, shard: ShardEntry) -> frozenset[int]:
+        """The rows of a shard that are not to be read, for whatever reason."""
+        reasons = self.exclusions.get(shard.bucket, {}).get(shard.name, {})
+        return frozenset(row for rows in reasons.values() for row in rows)
 
 
 def dataset_fingerprint(sources: Sequence[Source], spec: EncodeSpec, codecs: Sequence[str] = ()) -> str:
@@ -110,7 +114,7 @@ def build(
     if not pending:
         require_clips(train, [bucket.id for bucket in spec.buckets], videos)
     buckets = {bucket.id: {split: shards(chunks, split, bucket.id) for split in (TRAIN, HELD_OUT)} for bucket in spec.buckets}
-    sums = sum((source.sums for source in train if source.sums), LatentSums.zero(spec.channels))
+    sums = sum((chunk.sums for chunk in chunks if chunk.split == TRAIN and chunk.sums), LatentSums.zero(spec.channels))
     return Manifest(
         fingerprint=fingerprint,
         spec=spec,

@@ -3,7 +3,7 @@ manifest.py, passed between processes by cluster/encode.py."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,13 +81,15 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class ChunkRecord:
-    """The outcome of one chunk: its sources, in order, and the shards that hold their clips."""
+    """The outcome of one chunk: its sources, in order, and the shards that hold their clips. total: the sums of a brief record, whose
+    sources have none of their own."""
 
     split: str
     index: int
     work: str  # fingerprint of what it was made from
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardEntry, ...]
+    total: LatentSums | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +99,17 @@ class ChunkRecord:
     @property
     def clips(self) -> int:
         return sum(shard.count for shard in self.shards)
+
+    @property
+    def sums(self) -> LatentSums | None:
+        """Of its sources together, None where none has any."""
+        found = [source.sums for source in self.sources if source.sums]
+        return self.total or (sum(found[1:], found[0]) if found else None)
+
+    def brief(self) -> "ChunkRecord":
+        """All that manifests are made of, without what only the files of source records are asked for, which is most of it."""
+        untold: dict[str, Any] = {"values": {}, "facts": {}, "caption": "", "licence": "", "sums": None}
+        return replace(self, sources=tuple(replace(source, **untold) for source in self.sources), total=self.sums)
 
 
 def chunk_name(split: str, index: int) -> str:

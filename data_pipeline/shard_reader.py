@@ -3,10 +3,8 @@ come into the local cache. Every part that is read is checked against its checks
 
 import json
 import os
-import tarfile
 import weakref
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,6 @@ from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_index import ShardError, ShardIndex, read_index, scan
 from data_pipeline.shards import ShardEntry, unpack
 from data_pipeline.storage import Location
-
-Span = tuple[int, int]  # offset, bytes
-NEAR = 4 * tarfile.BLOCKSIZE  # bytes between two parts that are read together: padding, a header, a link
 
 
 class ShardReader:
@@ -59,22 +54,14 @@ class ShardReader:
 
     def read(self, rows: Sequence[int], parts: Sequence[str] = ("latent", "text")) -> list[dict[str, memoryview]]:
         """The bytes of some parts of each row; from S3 all are asked for at once. Raises ShardError naming a damaged sample."""
-        spans = [self._spans(row, parts) for row in rows]
-        wanted = list(dict.fromkeys(chain.from_iterable(spans)))
-        found = dict(zip(wanted, self._bytes(wanted), strict=True))
-        return [self._cut([(span, found[span]) for span in own], row, parts) for own, row in zip(spans, rows, strict=True)]
+        spans = [self._span(row, parts) for row in rows]
+        return [self._cut(data, start, row, parts) for data, (start, _), row in zip(self._bytes(spans), spans, rows, strict=True)]
 
-    def _spans(self, row: int, parts: Sequence[str]) -> list[Span]:
-        """The stretches that hold the parts: one, for they are neighbours in the tar, unless the text is an earlier sample's."""
-        first, *others = sorted(self._index.places[part][row].tolist() for part in parts)
-        spans = [(first[0], first[1])]
-        for offset, size, _ in others:
-            start, length = spans[-1]
-            if offset - (start + length) < NEAR:
-                spans[-1] = start, offset + size - start
-            else:
-                spans.append((offset, size))
-        return spans
+    def _span(self, row: int, parts: Sequence[str]) -> tuple[int, int]:
+        """(offset, bytes) of the stretch that holds the parts: those of one sample are neighbours in the tar."""
+        places = [self._index.places[part][row].tolist() for part in parts]
+        start = min(offset for offset, _, _ in places)
+        return start, max(offset + size for offset, size, _ in places) - start
 
     def _bytes(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         descriptor = self._local_descriptor()
@@ -82,11 +69,10 @@ class ShardReader:
             return storage.read_ranges(self.path, spans)
         return [os.pread(descriptor, size, offset) for offset, size in spans]
 
-    def _cut(self, pieces: Sequence[tuple[Span, bytes]], row: int, parts: Sequence[str]) -> dict[str, memoryview]:
+    def _cut(self, data: bytes, start: int, row: int, parts: Sequence[str]) -> dict[str, memoryview]:
         found = {}
         for part in parts:
             offset, size, crc = self._index.places[part][row].tolist()
-            start, data = next((start, data) for (start, length), data in pieces if start <= offset < start + length)
             found[part] = memoryview(data)[offset - start : offset - start + size]
             if len(found[part]) != size or isal_zlib.crc32(found[part]) != crc:
                 if self._cache and self._entry:

@@ -50,22 +50,20 @@ def shard_path(folder: Location, entry: ShardEntry) -> Location:
 
 
 def write_shard(folder: Location, name: str, samples: Iterable[Sample]) -> ShardEntry:
-    """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes. Text that an
-    earlier sample has too is a hard link to it, as tars have for equal files: the clips of a video share their caption.
+    """Writes <folder>/<name>.tar, then its .idx; `folder` is the bucket's. The same samples give the same bytes. Every
+    sample has its text as a member of its own, also where others have the same: what reads tars as streams follows no links.
 
     A crash between the two leaves a tar without index or, over an older shard, an index whose size or checksum differs.
     """
     keys: list[str] = []
     places: dict[str, list[list[int]]] = {part: [] for part in PARTS}
-    texts: dict[bytes, tuple[str, list[int]]] = {}
     path = folder / f"{name}.tar"
     with storage.atomic(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
                 keys.append(sample.key)
                 for part in PARTS:
-                    name_in_tar = f"{sample.key}.{PARTS[part]}"
-                    places[part].append(_add(tar, name_in_tar, _packed(sample, part), texts if part == "text" else {}))
+                    places[part].append(_add(tar, f"{sample.key}.{PARTS[part]}", _packed(sample, part)))
         size, sha256 = digest(temporary)
     index = ShardIndex(size, sha256, tuple(keys), {part: np.array(rows, np.int64) for part, rows in places.items()})
     storage.write_bytes(index_path(path), index.encode())
@@ -107,19 +105,13 @@ def _header(data: bytes) -> tuple[int, int, tuple[int, ...]]:
     return first, (last - first) // 2, tuple(tensor["shape"])
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes, there: dict[bytes, tuple[str, list[int]]]) -> list[int]:
-    """Appends one member and returns the [offset, size, crc32] of its data; `there` are (name, place) of data to link to."""
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> list[int]:
+    """Appends one member and returns the [offset, size, crc32] of its data."""
     header = tarfile.TarInfo(name)  # its own time and owner are 0
-    if data in there:
-        header.type, (header.linkname, place) = tarfile.LNKTYPE, there[data]
-        tar.addfile(header)
-        return place
     header.size = len(data)
     tar.addfile(header, io.BytesIO(data))
     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    place = [tar.offset - padded, len(data), zlib.crc32(data)]
-    there[data] = name, place
-    return place
+    return [tar.offset - padded, len(data), zlib.crc32(data)]
 
 
 def _packed(sample: Sample, part: str) -> bytes:

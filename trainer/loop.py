@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,9 +55,10 @@ def run_stage(
                 state, metrics = train_step(task, engine, state, batches, journal)
             if state.step == task.first_step + 1:
                 beat.passed("stepped")
-            if len(task.held_out) and (state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps):
+            due = state.stage_step % task.train.evaluate_every == 0 or state.stage_step == rule.max_steps
+            if due and (measured := task.measured(state.samples)):
                 beat.enter("evaluate")
-                state = state.evaluated(evaluate(task, engine))
+                state = state.evaluated(evaluate(task, engine, measured))
                 journal.event("evaluation", stage=task.stage.name, step=state.step, held_out_loss=state.held_out[-1])
             # A step is published before the commit that holds it, so no commit is ever ahead of metrics.jsonl;
             # the seconds that training stands still for it stand in the next step's line.
@@ -144,10 +145,10 @@ def weighted_losses(engine: Engine, batch: MicroBatch) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(task: StageTask, engine: Engine) -> float:
-    """Held-out next-frame loss per supervised token, over a fixed set of samples with fixed draws, shared out over the ranks."""
+def evaluate(task: StageTask, engine: Engine, positions: Sequence[int]) -> float:
+    """Held-out next-frame loss per supervised token, over these held-out samples with fixed draws, shared out over the ranks."""
     engine.model.eval()
-    plan = task.held_out_draws.plan(range(min(task.train.evaluate_samples, len(task.held_out))), task.layout)
+    plan = task.held_out_draws.plan(positions, task.layout)
     total = torch.zeros((), device=task.device)
     for unit in plan.units[task.dp_rank]:
         batch = micro_batch(plan, unit, task.held_out_draws, task.held_out, engine.model.head)

@@ -83,8 +83,9 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     journal = Journal(run_folder, task.generation, state.step, report) if task.rank == 0 else None
     if journal:
         seconds = {"group": joining, "build": perf_counter() - joined}
-        again = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
-        journal.event("layout", stage=task.stage.name, step=state.step, **again, **vars(task.layout), seconds=seconds)
+        facts: dict[str, Any] = {"recomputed": journal.recomputed, "recomputed_seconds": journal.recomputed_seconds}
+        facts |= vars(task.layout) | {"spec": dataset.manifest.spec.to_json()}
+        journal.event("layout", stage=task.stage.name, step=state.step, **facts, seconds=seconds)
         if renewed:
             journal.event("tokenizer", stage=task.stage.name, step=state.step, dataset=dataset.origin, renewed=renewed)
     told: Journal | Silence | Pulse = journal or Silence()
@@ -197,7 +198,7 @@ def stage_task(
         book.settle(stream, data, state.samples.get(stream, 0) + part.samples)
         draws = Draws(config.seed, Shape(stream, part.frames, part.tokens), data.epoch_of, model, supervision, disturbance_of(train))
         sources.append(Source(draws, data, part.samples, layout, part.weight))
-    # What is held out when a bucket is first trained on stays the measure for as long as it is.
+    # What is held out when a bucket is first trained on stays the measure for as long as it is (but see StageTask.measured).
     first = sources[0].data.epochs.eras[0].generation
     held_out = dataset.at(first).split(parts[0].bucket, "held_out", config.seed)
     return StageTask(

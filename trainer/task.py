@@ -62,6 +62,12 @@ class StageTask:
         """What each bucket's epochs read, as far as it is decided."""
         return {source.draws.shape.bucket: source.data.epochs for source in self.sources}
 
+    def measured(self, samples: dict[str, int]) -> list[int]:
+        """Which held-out samples to evaluate on after so many training samples per bucket: the first ones, without what the data that is
+        trained on by then excludes, for that may look like it. The others keep their places, and so their draws."""
+        trained_on = self.sources[0].data.epochs.place(samples[self.bucket] - 1)
+        return self.held_out.still_read(trained_on.generation, self.train.evaluate_samples)
+
     def settle(self, positions: dict[str, int]) -> None:
         """Decide which epochs there are for the step that comes after so many samples per bucket. All ranks call it."""
         for source in self.sources:

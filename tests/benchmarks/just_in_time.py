@@ -68,8 +68,8 @@ class RateLimited:
         draining: Callable[[], bool] = lambda: False,
     ) -> list[ChunkRecord]:
         tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
-        works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
-        records, started = dict(finished_chunks(chunks, works, folder)), time.monotonic()
+        records = dict(finished_chunks(chunks, lambda chunk: work_fingerprint(chunk, spec, tokenizer, text), folder))
+        started = time.monotonic()
         found = len(records)
         for index in [index for index in range(len(chunks)) if index not in records]:
             record = encode_chunk(chunks[index], spec, tokenizer, text, folder)

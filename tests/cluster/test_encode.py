@@ -11,11 +11,10 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import encode_pool
 from cluster.encode import IncompleteError, Progress, encode_dataset, is_hopeless
 from cluster.encode_actors import Decoder, Encoder
-from cluster.encode_pool import EncodePool, PoolState
-from cluster.encode_scaling import Limits, Sizes, limits_of
+from cluster.encode_pool import EncodePool
+from cluster.encode_scaling import limits_of
 from cluster.session import REPOSITORY
 from data_pipeline import encode, storage
 from data_pipeline.buckets import Bucket
@@ -123,7 +122,7 @@ class FragileDecoder(Decoder):
 def pool_of(data: Data, make_decoder: Any, chunks: list[Chunk], make_encoder: Any = None) -> EncodePool:
     encoder: Any = ray.remote(Encoder).options(num_cpus=0)
     tokenizer, text = tokenizer_at(data.tokenizer), HashingText(SPEC.text_width, SPEC.text_tokens)
-    work = {index: (chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks)}
+    work = ((index, chunk, work_fingerprint(chunk, SPEC, tokenizer, text)) for index, chunk in enumerate(chunks))
     make_encoder = make_encoder or (lambda: encoder.remote(SPEC, data.tokenizer))
     return EncodePool(work, make_decoder, make_encoder, lambda: limits_of(1), is_hopeless)
 
@@ -250,6 +249,11 @@ def test_a_finished_part_is_found_and_only_the_rest_is_worked_on(data: Data, tmp
     assert (seen[-1].done, seen[-1].total) == (4, 4)
 
 
+def copy_of(data: Data, index: int) -> Chunk:
+    """A chunk of one of the videos under another id."""
+    return Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),))
+
+
 def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: Path) -> None:
     seen: list[Progress] = []
 
@@ -258,7 +262,7 @@ def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: 
         if len(seen) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    many = [Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)) for index in range(200)]
+    many = [copy_of(data, index) for index in range(200)]
     with pytest.raises(SystemExit) as raised:
         data.encode(tmp_path, many, stop_at_the_first)
     assert raised.value.code == signal.SIGTERM
@@ -266,28 +270,6 @@ def test_sigterm_finishes_what_was_begun_and_nothing_else(data: Data, tmp_path: 
     assert len(written) == seen[-1].done < 200
     assert sorted(path.stem for path in (tmp_path / "5x32x32").glob("*.tar")) == [f"shard-{int(name, 16):06d}" for name in sorted(written)]
     assert signal.getsignal(signal.SIGTERM) is not None
-
-
-def test_the_pools_grow_and_shrink_with_their_limits_and_lose_nothing(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_pool, "SCALE_SECONDS", 0.0)
-    decoder, encoder = (ray.remote(kind).options(num_cpus=0) for kind in (Decoder, Encoder))
-    many = {index: (Chunk("train", index, (replace(data.sources[index % 4], id=f"{index:016x}"),)), "work") for index in range(150)}
-    cluster = [limits_of(1)]
-    pool = EncodePool(
-        many, lambda: decoder.remote(SPEC, tmp_path), lambda: encoder.remote(SPEC, data.tokenizer), lambda: cluster[-1], is_hopeless
-    )
-    seen: list[PoolState] = []
-
-    def change(state: PoolState) -> None:
-        """First one more CPU, then two fewer."""
-        seen.append(state)
-        cluster.append(Limits((3, 3), (2, 2)) if 50 < len(state.records) < 100 else Limits((1, 1), (1, 1)))
-
-    monkeypatch.setattr(encode_pool, "WAIT_SECONDS", 0.01)
-    pool.run(change)
-    assert len(pool.records) == 150
-    assert not pool.failures
-    assert {Sizes(3, 2), Sizes(1, 1)} <= {state.sizes for state in seen}
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1e6))

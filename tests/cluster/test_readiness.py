@@ -17,7 +17,7 @@ from cluster.encode import Progress
 from cluster.readiness import Feed
 from cluster.session import Session
 from data_pipeline import growth, manifest
-from data_pipeline.chunks import Chunk
+from data_pipeline.chunks import Chunk, source_count
 from data_pipeline.encode import encode_chunk, finished_chunks, work_fingerprint
 from data_pipeline.errors import UserError
 from data_pipeline.loader import open_dataset, tokenizer_at
@@ -60,9 +60,8 @@ class Gate:
         draining: Callable[[], bool] = lambda: False,
     ) -> list[ChunkRecord]:
         tokenizer, text = tokenizer_at(tokenizer_folder), load_text(tokenizer_folder, spec)
-        works = [work_fingerprint(chunk, spec, tokenizer, text) for chunk in chunks]
-        records: dict[int, ChunkRecord] = dict(finished_chunks(chunks, works, folder))
-        total = sum(len(chunk.sources) for chunk in chunks)
+        records = dict(finished_chunks(chunks, lambda chunk: work_fingerprint(chunk, spec, tokenizer, text), folder))
+        total = source_count(chunks)
         on_progress(Progress(len(records), total, 0, 0.0, records=dict(records)))
         for index, chunk in enumerate(chunks):
             while index not in records and not self._open.acquire(timeout=0.01):

@@ -75,6 +75,35 @@ def test_the_shards_of_another_data_set_can_be_imported(encoded: Encoded, tmp_pa
     assert clips[0] == clips[1]
 
 
+def corrected(place: Path) -> None:
+    """Every latent of the export twice as large: names, captions and sizes are what they were."""
+    with tarfile.open(place / "part.tar") as tar:
+        members = [(member, tar.extractfile(member)) for member in tar]
+        contents = [(member, file.read()) for member, file in members if file]
+    with tarfile.open(place / "part.tar", "w") as tar:
+        for member, data in contents:
+            if member.name.endswith(".npy"):
+                array = io.BytesIO()
+                np.save(array, 2 * np.load(io.BytesIO(data)))
+                data = array.getvalue()
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_a_corrected_latent_of_the_same_name_and_size_takes_the_place_of_the_old_one(encoded: Encoded, tmp_path: Path) -> None:
+    place, folder = export(encoded, tmp_path / "made"), tmp_path / "set"
+    before = imported(encoded, place, folder).split(BUCKET, "train", 0)
+    keys = [before.sample_key(position) for position in range(len(before))]
+    latents = [before._reader(entry).latent(row) for _, entry, row in map(before._place, range(len(before)))]
+    size = (place / "part.tar").stat().st_size
+    corrected(place)
+    assert (place / "part.tar").stat().st_size == size
+    after = imported(encoded, place, folder).split(BUCKET, "train", 0)
+    assert [after.sample_key(position) for position in range(len(after))] == keys
+    for position, old in enumerate(latents):
+        _, entry, row = after._place(position)
+        np.testing.assert_array_equal(after._reader(entry).latent(row), 2 * old)
+
+
 @pytest.mark.parametrize(
     ("statement", "named"),
     [

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from data_pipeline import manifest
-from data_pipeline.chunks import plan_chunks
+from data_pipeline.chunks import is_held_out, plan_chunks
 from data_pipeline.encode import encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.filters import FilterThresholds
 from data_pipeline.living import choose, grow, merge, plan_growth, read_records, recaption, remove
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.records import SourceRecord
-from data_pipeline.sources import list_sources
+from data_pipeline.sources import Source, _source_id, list_sources
 from data_pipeline.synthetic import write_synthetic
 from data_pipeline.text import caption_hash
 from data_pipeline.text.hashing import HashingText
@@ -115,6 +115,27 @@ def test_a_copy_that_is_added_is_a_duplicate_of_what_is_there(synthetic_videos: 
     dataset = commit(living, grow(old.manifest, read_records(living.folder)))
     assert keys(dataset) == keys(old)
     assert dataset.manifest.exclusions[BUCKETS[0]][chunk.name] == {"duplicate": [0, 1, 2, 3]}
+
+
+def test_a_held_out_clip_that_looks_like_a_train_clip_that_came_later_is_measured_no_more(synthetic_videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(synthetic_videos, tmp_path / "videos")
+    spec = replace(SPEC, thresholds=FilterThresholds(duplicate_bits=0), held_out=0.3)
+    living = Living(tmp_path / "videos", encode_folder(tmp_path / "videos", tmp_path / "dataset", spec))
+    likeness = next(record for record in living.made.records if record.split == "held_out").sources[0]
+    names = (f"copy-{number}.mp4" for number in range(99))
+    name = next(name for name in names if not is_held_out(Source(_source_id(name), "", "", name), spec))
+    shutil.copy(living.videos / likeness.name, living.videos / name)
+    old = living.made.dataset
+    (chunk,) = plan_growth(list_sources(living.videos).sources, old.manifest, read_records(living.folder))
+    assert chunk.split == "train"
+    encode_chunk(chunk, spec, living.made.tokenizer, living.made.text, living.folder)
+    commit(living, grow(old.manifest, read_records(living.folder)))
+    measured = old.split(BUCKETS[0], "held_out", 0)
+    everything = list(range(len(measured)))
+    assert measured.still_read(0, 99) == everything
+    assert measured.still_read(0, 1) == [0]
+    others = [position for position in everything if not measured.sample_key(position).startswith(likeness.id)]
+    assert measured.still_read(1, 99) == others != everything
 
 
 @pytest.mark.parametrize("by", ["id", "name", "caption"])

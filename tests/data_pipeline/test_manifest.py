@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -53,6 +54,17 @@ def test_latent_statistics_are_those_of_all_frames_per_channel(encoded: Encoded)
     assert mean.dtype == std.dtype == np.float32
     np.testing.assert_allclose(values.mean(axis=0), mean, atol=1e-4)
     np.testing.assert_allclose(values.std(axis=0), std, rtol=1e-4)
+
+
+def test_brief_records_make_the_same_manifest_and_are_less_than_half_as_large(encoded: Encoded) -> None:
+    spec, names = replace(SPEC, thresholds=FilterThresholds(duplicate_bits=4)), {"fingerprint": "f", "tokenizer": "k", "text": "t"}
+    broken = replace(encoded.records[0].sources[0], id="b", name="b.mp4", status="failed", reason="Invalid data", hashes={}, sums=None)
+    records = [replace(encoded.records[0], sources=(broken, *encoded.records[0].sources)), *encoded.records[1:]]
+    brief = [record.brief() for record in records]
+    assert manifest.build(brief, spec, "some/videos", **names) == manifest.build(records, spec, "some/videos", **names)
+    assert [record.brief() for record in brief] == brief
+    small, large = (sum(len(pickle.dumps(record)) for record in each) for each in (brief, records))
+    assert small < large / 2, (small, large)
 
 
 def test_near_duplicates_over_the_whole_set_are_excluded_by_name_and_never_read(synthetic_videos: Path, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def train_engine(case: Case, dataset: Dataset, rank: int, mesh: Mesh, expected: 
             if state.step in COMPARED:
                 errors[f"gradients of step {state.step}"] = worst(engine, taken, expected.gradients[state.step])
         with patch("trainer.loop.micro_batch", lambda *given: in_precision(micro_batch(*given), case.double)):
-            trace.held_out.append(evaluate(task, engine))
+            trace.held_out.append(evaluate(task, engine, task.measured(state.samples)))
         state = state.promoted()
     assert engine is not None
     if not case.mistake:

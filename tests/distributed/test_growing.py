@@ -17,8 +17,8 @@ from data_pipeline import manifest as manifests
 from data_pipeline.buckets import Bucket, Stride
 from data_pipeline.chunks import plan_chunks
 from data_pipeline.encode import encode_chunk, sample_for_fit
-from data_pipeline.living import advance
-from data_pipeline.loader import TOKENIZER_FOLDER
+from data_pipeline.living import advance, merge
+from data_pipeline.loader import TOKENIZER_FOLDER, open_dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources import list_sources
 from data_pipeline.spec import EncodeSpec
@@ -151,6 +151,42 @@ def test_a_killed_run_replays_the_epochs_that_were_decided_while_the_data_grew(g
     assert state.state.samples == other.state.samples == {BUCKET: 160}
 
 
+def without_the_first_held_out(data: Growing, seed: int) -> Growing:
+    """The same data set, but its last generation has found the held-out clip that is measured first to be like a train clip."""
+    data.fresh()
+    _, entry, row = open_dataset(data.folder).split(BUCKET, "held_out", seed)._place(0)
+    last = data.generations[2]
+    exclusions = merge(last.exclusions, {BUCKET: {entry.name: {"duplicate": [row]}}})
+    return replace(data, generations=(*data.generations[:2], replace(last, exclusions=exclusions)))
+
+
+def test_what_newer_data_excludes_is_measured_no_more_whatever_is_killed(growing: Growing, tmp_path: Path) -> None:
+    config = recipe([stage("only", 12, samples=10)], commit_every=3, evaluate_every=1)
+    excluding = without_the_first_held_out(growing, config.seed)
+    losses: dict[str, dict[int, float]] = {}
+    decided: list[dict[str, Any]] = []
+    for name, data, lives in (
+        ("broken", excluding, [(5, 1), (9, 2), (0, 1)]),
+        ("unbroken", excluding, [(0, 1)]),
+        ("plain", growing, [(0, 1)]),
+    ):
+        manifests.write(data.generations[2], data.folder)
+        data.fresh()
+        (tmp_path / name).mkdir()
+        for event in decided:  # by the first of the runs, for all
+            record(tmp_path / name, "epoch", **{key: value for key, value in event.items() if key not in ("time", "event")})
+        train(config, tmp_path / name, data, lives, {1: 2})
+        happened = read_events(tmp_path / name)
+        losses[name] = {event["step"]: event["held_out_loss"] for event in happened if event["event"] == "evaluation"}
+        decided = decided or [event for event in happened if event["event"] == "epoch"]
+    begins = sum(event["samples"] for event in decided if event["data_generation"] == 0)
+    before = [step for step in losses["plain"] if 10 * step <= begins]
+    assert 0 < len(before) < 12
+    assert losses["broken"] == pytest.approx(losses["unbroken"], rel=1e-5)
+    for step, loss in losses["plain"].items():
+        assert (losses["unbroken"][step] == pytest.approx(loss, rel=1e-5)) == (step in before)
+
+
 def test_a_run_ends_when_every_clip_was_visited(growing: Growing, tmp_path: Path) -> None:
     growing.fresh()
     only = stage("only", 99, samples=10) | {"promotion": {"max_steps": 99, "epochs": 1}}
@@ -160,6 +196,8 @@ def test_a_run_ends_when_every_clip_was_visited(growing: Growing, tmp_path: Path
     assert samples[0] < samples[-1] == growing.generations[2].clips(BUCKET, "train")
     assert len(lines) == -(-sum(samples) // 10)
     assert [event["reason"] for event in happened if event["event"] == "promotion"] == ["every clip was visited 1 times"]
+    told = [EncodeSpec.from_json(event["spec"]) for event in happened if event["event"] == "layout"]
+    assert told == [growing.generations[0].spec]  # by which a study counts FLOPs
 
 
 def test_what_is_mixed_in_for_some_steps_leaves_and_a_kill_changes_nothing(growing: Growing, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trainer.inspection.page import table
 
 Record = dict[str, Any]
 SHEETS = 6  # that a page embeds, newest first
-UNTOLD = ("time", "event", "seconds", "folder", "data_folder", "sources")
+UNTOLD = ("time", "event", "seconds", "folder", "data_folder", "sources", "spec")
 
 
 def samples_wall(run: Path, happened: Sequence[Record]) -> str:

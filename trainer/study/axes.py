@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 from trainer.config import known_keys, split_override
 
 OWN = ("run.name", "run.root")  # keys by which a study keeps its runs apart
+CLIPS = re.compile(r"data\..+|curriculum\.stages\..+\.(frames|height|width|stride)(\.\d+)?")  # keys that decide what clips are
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Axis:
 
     @property
     def is_scale(self) -> bool:
-        """Whether all values are numbers: a law is fitted across them, where other values have laws of their own."""
-        return all(isinstance(read := self.read(value), int | float) and not isinstance(read, bool) for value in self.values)
+        """Whether a law is fitted across the values, where others have laws of their own: numbers, and none that decide which clips are
+        held out or what they look like, for losses of unlike clips follow no one law."""
+        numbers = all(isinstance(read := self.read(value), int | float) and not isinstance(read, bool) for value in self.values)
+        return numbers and not CLIPS.fullmatch(self.key)
 
     @property
     def labels(self) -> list[str]:

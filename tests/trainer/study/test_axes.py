@@ -86,6 +86,31 @@ def test_lists_and_numbers_in_any_notation_are_values() -> None:
     assert points([stride])[0].name == "stride-4-8-8"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data.fps=4,8",
+        "data.held_out=0.1,0.2",
+        "data.filters.min_motion=0,0.1",
+        "curriculum.stages.0.frames=9,17",
+        "curriculum.stages.1.height=32,64",
+        "curriculum.stages.1.width=32,64",
+        "curriculum.stages.1.mix.0.frames=1,5",
+        "curriculum.stages.0.stride.0=4,8",
+    ],
+)
+def test_numbers_that_decide_what_the_clips_are_have_a_law_each(text: str) -> None:
+    (axis,) = parse_axes([text])
+    assert not axis.is_scale
+    assert len({point.family for point in points([axis])}) == len(axis.values)
+
+
+@pytest.mark.parametrize("text", ["model.width=96,128", "train.lr=1e-3,2e-3", "curriculum.stages.0.tokens_per_step=1024,2048"])
+def test_numbers_that_leave_the_clips_alone_share_a_law(text: str) -> None:
+    (axis,) = parse_axes([text])
+    assert {point.family for point in points([axis])} == {""}
+
+
 def test_axes_whose_keys_end_alike_are_told_apart() -> None:
     assert [axis.name for axis in parse_axes(["model.size=toy", "data.synthetic.size=64"])] == ["model.size", "data.synthetic.size"]
 
