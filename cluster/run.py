@@ -36,6 +36,8 @@ from trainer.status import account
 TRAINER, SHOWCASE = "trainer.process:run", "trainer.inspection.showcase:run"
 TICK_SECONDS = 0.2
 LOOK_SECONDS = 1.0  # between two looks at nodes and seats while a generation runs
+LOST_AT_ONCE = 3  # nodes that may go one after the other before a new generation waits for the cluster to calm down
+FRUITLESS = 20  # generations without a commit: nodes go faster than train.commit_every lets a run commit
 ACCOUNT_SECONDS = 60.0  # between two readings of the whole history for the goodput, which grows with it
 
 
@@ -110,8 +112,9 @@ class Run:
 
     def attempt(self, stage: Stage, found: Commit | None) -> Commit | None:
         """Generations of one stage from a commit on until it is promoted; returns the commit with which it is. Gives up after max_restarts
-        that made no commit."""
-        failures, allowed = 0, self.config.train.max_restarts
+        that made no commit, or FRUITLESS whatever ended them."""
+        failures = fruitless = 0
+        allowed = self.config.train.max_restarts
         committed, index = standing(found).step, standing(found).stage
         while standing(found).stage == index:
             self.stage_step, fitting = standing(found).stage_step, limits(self.folder)
@@ -120,16 +123,15 @@ class Run:
             if outcome.finished:
                 continue
             step = standing(found).step
-            failures, committed = (failures + 1 if step == committed else 1), step
+            failures, fruitless, committed = (failures + 1, fruitless + 1, step) if step == committed else (1, 1, step)
             # Out of memory: the next one plans with a smaller micro-batch. A node that went: the next one has others. Neither is a fault.
             if limits(self.folder) != fitting or outcome.cause in ("node", "preempted"):
                 failures = 0
-            self.board.say(
-                f"generation ended: {outcome.reason}; step {step} is committed, {'starting again' if failures <= allowed else 'giving up'}"
-            )
-            if failures > allowed:
-                raise RunFailed(f"{outcome.reason}, {failures} times at step {step}; see {self.folder / 'logs'}")
-            self.pause(failures)
+            done_for = failures > allowed or fruitless >= FRUITLESS
+            self.board.say(f"generation ended: {outcome.reason}; step {step} is committed, {'giving up' if done_for else 'starting again'}")
+            if done_for:
+                raise RunFailed(f"{outcome.reason}, {max(failures, fruitless)} times at step {step}; see {self.folder / 'logs'}")
+            self.pause(max(failures, fruitless - LOST_AT_ONCE))
         self.why = "stage"
         return found
 

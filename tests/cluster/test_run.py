@@ -18,7 +18,7 @@ from cluster.generation import Outcome
 from cluster.health import Sight
 from cluster.progress import Board
 from cluster.resumption import LIVES, LIVES_SECONDS, Resumption, check_lives, standing
-from cluster.run import Run, RunFailed
+from cluster.run import FRUITLESS, Run, RunFailed
 from data_pipeline.errors import UserError
 from trainer import config as configs
 from trainer import events, lease
@@ -89,7 +89,7 @@ class Rehearsal(Run):
         config = configs.load(own)
         folder, number = run_folder.take(config)
         self.lives, self.now, self.unseen, self.looked_at = [*lives], RunState(), unseen, list[str]()
-        self.seated = Seats("a", "b")
+        self.seated, self.paused = Seats("a", "b"), list[int]()
         data: Any = SimpleNamespace(origins=["data"], share=lambda used: None, look=lambda: None)
         gang: Any = self.seated
         instruments = RunInstruments(Meter("run"), config.curriculum.stages)
@@ -98,7 +98,8 @@ class Rehearsal(Run):
         monkeypatch.setattr("cluster.run.generation.run", self.live)
         monkeypatch.setattr("cluster.run.health.examine", self.sights_of)
 
-    def pause(self, failures: int) -> None: ...
+    def pause(self, failures: int) -> None:
+        self.paused.append(failures)
 
     def train(self) -> Commit | None:
         return self.attempt(self.config.curriculum.stages[0], self.next_commit())
@@ -127,6 +128,15 @@ def test_a_node_is_blamed_for_what_fails_on_it_before_a_commit_and_for_nothing_e
     run = Rehearsal(tmp_path, monkeypatch, *failures, PROMOTED)
     run.train()
     assert run.seated.told == [("blame", "b"), ("absolve", "all"), ("blame", "a"), ("absolve", "all")]
+
+
+def test_nodes_that_go_without_end_make_it_wait_longer_and_longer_then_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Life("node")
+    run = Rehearsal(tmp_path, monkeypatch, *[gone] * 15, Life("preempted", commits=True), *[gone] * (FRUITLESS + 9))
+    with pytest.raises(RunFailed, match=rf"planted, {FRUITLESS} times at step 1"):
+        run.train()
+    assert run.paused[:16] == [0, 0, *range(13), 0]
+    assert len(run.lives) == 10
 
 
 def test_every_node_is_looked_at_once_before_it_is_used_and_a_later_one_that_cannot_train_is_marked(
