@@ -23,18 +23,12 @@ from model.supervision import units
 from model.videomar import VideoMAR
 from model.visibility import Part, Visibility, frame_causal
 
-Temperature = Callable[[int], float]
 GuidanceSchedule = Callable[[float, int, int], float]
 
 
 def progressive_temperature(generated: int) -> float:
     """tau of the t-th generated frame (from 0): 0.9 + 10^-(t+1), so 1.0, 0.91, 0.901, ... Early frames set the motion."""
     return 0.9 + 10.0 ** -(generated + 1)
-
-
-def constant_temperature(value: float) -> Temperature:
-    """The same tau for every frame."""
-    return lambda generated: value
 
 
 def linear_guidance(final: float, masked: int, tokens: int) -> float:
@@ -52,9 +46,10 @@ class SamplingConfig:
     """How to sample. Raises ValueError for values that cannot be.
 
     iterations: reveals per frame; head_steps: denoising steps per token; guidance: the final weight, 1 switches the second branch off;
-    away_from: what the second branch lacks (text | history | both); sink, window: latent frames that stay visible, the first ones and
-    the newest (window 0: all); context_noise, context_masked: standard deviation of noise added to finished frames and fraction of their
-    tokens masked again, for models trained with it; conditions: values of the model's conditions, by name.
+    away_from: what the second branch lacks (text | history | both); temperature: of every frame, None for the paper's, which falls;
+    sink, window: latent frames that stay visible, the first ones and the newest (window 0: all); context_noise, context_masked: standard
+    deviation of noise added to finished frames and fraction of their tokens masked again, for models trained with it; conditions: values
+    of the model's conditions, by name.
     """
 
     iterations: int = 64
@@ -62,7 +57,7 @@ class SamplingConfig:
     guidance: float = 3.0
     guidance_schedule: GuidanceSchedule = linear_guidance
     away_from: str = "text"
-    temperature: Temperature = progressive_temperature
+    temperature: float | None = None
     sink: int = 1
     window: int = 0
     context_noise: float = 0.0
@@ -74,6 +69,10 @@ class SamplingConfig:
             raise ValueError("iterations and head_steps must be at least 1")
         if self.away_from not in ("text", "history", "both"):
             raise ValueError(f"away_from is {self.away_from!r}: choose text, history or both")
+
+    def tau(self, generated: int) -> float:
+        """The temperature of the t-th generated frame (from 0)."""
+        return progressive_temperature(generated) if self.temperature is None else self.temperature
 
 
 class Branch:
@@ -176,7 +175,7 @@ def generate(
         sampler.keep(torch.stack(video, dim=1), rngs)
     while len(video) < frames:
         unit = min(model.config.block if video else 1, frames - len(video))
-        drawn = sampler.next_frames(unit, rngs, config.temperature(len(video) - given))
+        drawn = sampler.next_frames(unit, rngs, config.tau(len(video) - given))
         for frame in drawn.unbind(1):
             video.append(frame)
             if on_frame is not None:

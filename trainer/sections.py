@@ -177,6 +177,7 @@ class SampleSection(Section):
     iterations: int = Field(16, ge=1)
     head_steps: int = Field(50, ge=2)
     guidance: float = Field(1.5, ge=1)
+    temperature: float | None = Field(None, ge=0)  # of every frame; 0.9 + 10^-(t+1) for the t-th generated one unless said
     sink: int = Field(1, ge=0)  # first latent frames that stay visible when there is a window
     window: int = Field(0, ge=0)  # newest latent frames that are visible; 0: all
     context_noise: float = Field(0.0, ge=0)  # on finished frames; for models trained with train.context_noise

@@ -23,9 +23,9 @@ from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 from cluster.forked import Process
 process = Process("tests.cluster.targets:eat_memory", {"log": sys.argv[2]}, None, None, 30.0)
-messages = []
+seen, messages = 0, []
 while not messages or messages[-1]["kind"] != "exit":
-    messages += process.messages(30.0)
+    seen, messages = process.messages(30.0, seen)
 print(json.dumps(messages[-1]))
 """
 

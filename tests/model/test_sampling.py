@@ -14,7 +14,7 @@ import torch
 from model.block import take
 from model.reveal import masked_after, reveal_schedule
 from model.rope3d import grid_positions
-from model.sampling import FrameSampler, SamplingConfig, constant_temperature, generate, linear_guidance, progressive_temperature
+from model.sampling import FrameSampler, SamplingConfig, generate, linear_guidance
 from model.supervision import AllFrames, TrainingBatch
 from model.videomar import VideoMAR
 from model.visibility import Part, Visibility, frame_causal, windowed
@@ -200,7 +200,7 @@ def test_the_reveal_follows_the_cosine_and_covers_every_token_once(tokens: int, 
 
 
 def test_temperature_and_guidance_follow_the_paper() -> None:
-    assert [round(progressive_temperature(frame), 6) for frame in range(3)] == [1.0, 0.91, 0.901]
+    assert [round(SamplingConfig().tau(frame), 6) for frame in range(3)] == [1.0, 0.91, 0.901]
     assert linear_guidance(3.0, masked=64, tokens=64) == 1.0
     assert linear_guidance(3.0, masked=16, tokens=64) == pytest.approx(1.0 + 2.0 * 48 / 64)
 
@@ -247,4 +247,4 @@ def test_guidance_without_a_null_branch_is_refused(make_batch: MakeBatch) -> Non
 
 
 def test_a_constant_temperature_is_constant() -> None:
-    assert [constant_temperature(0.9)(frame) for frame in range(3)] == [0.9] * 3
+    assert [SamplingConfig(temperature=0.9).tau(frame) for frame in range(3)] == [0.9] * 3

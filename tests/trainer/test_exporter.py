@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from trainer import exporter
 from trainer.exporter import Endpoint, Pool, serving
 from trainer.instruments import RunInstruments, pulse
 from trainer.meter import Meter
@@ -135,7 +136,8 @@ def test_a_scraper_that_hangs_holds_up_neither_a_step_nor_another_scrape(port: i
             assert scrape(port)["videomar_run_step", ("run",)] == number
 
 
-def test_without_a_port_there_is_no_endpoint(port: int) -> None:
+def test_without_a_port_there_is_no_endpoint(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "LINGER_SECONDS", 0.0)  # for a scrape that does not come
     with serving(Meter("run"), "127.0.0.1", None):
         assert scrape(port) == {}
     with serving(Meter("run"), "127.0.0.1", port):

@@ -155,7 +155,7 @@ def evaluate(contenders: list[Contender], dataset: Dataset, clips: HeldOut, opti
 def told(sampling: SamplingConfig) -> dict[str, Any]:
     """How a contender samples, as values: temperature of the first three frames, everything else as it is."""
     plain = {name: value for name, value in vars(sampling).items() if not callable(value)}
-    temperatures = [round(sampling.temperature(frame), 4) for frame in range(3)]
+    temperatures = [round(sampling.tau(frame), 4) for frame in range(3)]
     return {**plain, "guidance_schedule": sampling.guidance_schedule.__name__, "temperature": temperatures}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from model.conditions import UNITS
-from model.sampling import SamplingConfig, constant_guidance, constant_temperature, linear_guidance, progressive_temperature
+from model.sampling import SamplingConfig, constant_guidance, linear_guidance
 from trainer.commands.options import Options
 
 
@@ -37,9 +37,9 @@ def sampling_of(options: argparse.Namespace, recipe: SamplingConfig) -> Sampling
     if options.guidance_schedule:
         changes["guidance_schedule"] = linear_guidance if options.guidance_schedule == "linear" else constant_guidance
     if options.temperature == "progressive":
-        changes["temperature"] = progressive_temperature
+        changes["temperature"] = None
     elif options.temperature is not None:
-        changes["temperature"] = constant_temperature(number("--temperature", options.temperature))
+        changes["temperature"] = number("--temperature", options.temperature)
     told = dict(condition(text) for text in options.condition or ())
     try:
         return replace(recipe, **changes, conditions={**recipe.conditions, **told})

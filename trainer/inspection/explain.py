@@ -44,7 +44,7 @@ def unit_of_frames(orders: Sequence[np.ndarray], tokens: int) -> list[int]:
 def explanation(orders: Sequence[np.ndarray], grid: tuple[int, int], given: int, config: SamplingConfig, path: Path) -> None:
     """Write the picture: one map per generated frame, then temperature by frame and guidance by iteration."""
     maps, tokens = frame_maps(orders, grid, config.iterations), grid[0] * grid[1]
-    temperatures = [config.temperature(start) for start in unit_of_frames(orders, tokens)]
+    temperatures = [config.tau(start) for start in unit_of_frames(orders, tokens)]
     scale = max(1, CELL // max(grid))
     width, height = grid[1] * scale, grid[0] * scale
     across = max(LABEL + len(maps) * (width + MARGIN) + MARGIN, 560)

@@ -122,6 +122,7 @@ def sampling_config(config: RunConfig) -> SamplingConfig:
         iterations=wishes.iterations,
         head_steps=wishes.head_steps,
         guidance=wishes.guidance,
+        temperature=wishes.temperature,
         sink=wishes.sink,
         window=wishes.window,
         context_noise=wishes.context_noise,
@@ -138,7 +139,7 @@ def trained_buckets(config: RunConfig, manifest: Manifest) -> tuple[Bucket, ...]
 
 def description(trained: Trained) -> dict[str, Any]:
     """videomar.json: what sampling needs beside weights and tokenizer."""
-    told = ("iterations", "head_steps", "guidance", "sink", "window", "context_noise", "context_masked", "conditions")
+    told = ("iterations", "head_steps", "guidance", "temperature", "sink", "window", "context_noise", "context_masked", "conditions")
     return {
         "format": FORMAT,
         "dataset": trained.dataset,

@@ -170,7 +170,7 @@ def test_options_change_the_recipe_s_way_to_sample_and_nothing_else() -> None:
     ]
     made = sampling_of(parser().read(line), recipe)
     assert (made.iterations, made.window, made.guidance, made.head_steps) == (16, 3, 2.0, 7)
-    assert (made.temperature(0), made.temperature(5), made.guidance_schedule) == (0.9, 0.9, constant_guidance)
+    assert (made.tau(0), made.tau(5), made.guidance_schedule) == (0.9, 0.9, constant_guidance)
     assert made.conditions == {"fps": 8.0, "motion": 0.5}
 
 
