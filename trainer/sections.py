@@ -210,11 +210,11 @@ class SimulateSection(Section):
     runs: int = Field(3, ge=1)  # simulated with the seeds seed, seed + 1, ...; their sums are told
     storage_bytes_per_second: float = Field(10e9, gt=0)  # of all devices together, for commits
     measured: str | None = None  # a run's folder, whose restarts are taken instead of the measured ones below
-    detect_seconds: float = Field(0.435, ge=0)  # from the death of a process to the end of its group
-    detect_node_seconds: float = Field(7.57, ge=0)  # the same of a node
-    replan_seconds: float = Field(0.155, ge=0)  # from there to the start of the next group
-    start_seconds: float = Field(0.445, ge=0)  # of a group until its engine is built
-    load_seconds: float = Field(0.37, ge=0)  # of a commit, besides reading it
+    detect_seconds: float = Field(0.042, ge=0)  # from the death of a process to the end of its group
+    detect_node_seconds: float = Field(10.44, ge=0)  # the same of a node
+    replan_seconds: float = Field(1.038, ge=0)  # from there to the start of the next group
+    start_seconds: float = Field(0.544, ge=0)  # of a group until its engine is built
+    load_seconds: float = Field(0.046, ge=0)  # of a commit, besides reading it
     copy_bytes_per_second: float = Field(17.5e9, gt=0)  # of a device into its host's memory, for which training waits at a commit
 
 

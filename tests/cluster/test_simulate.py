@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from cluster import simulate
-from cluster.simulation.constants import BYTES_PER_PARAMETER, CHAOS, CHECKPOINT, SOURCES, measured, predicted
+from cluster.simulation.constants import BYTES_PER_PARAMETER, CHECKPOINT, PLAIN_NODE, PLAIN_PROCESS, RECOVERY, SOURCES, measured, predicted
 from data_pipeline.errors import UserError
 from trainer.config import load
 from trainer.sections import SimulateSection
 
 REPOSITORY = Path(__file__).parents[2]
+CHAOS = "tests/benchmarks/results/2026-11-22-cpu-chaos.json"
 
 
 def found(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def test_the_named_measurements_are_there_and_are_the_defaults() -> None:
             measurement = json.loads((REPOSITORY / file).read_text())
             value = sum(reduce(getitem, part.split("."), measurement) for part in parts)
             assert SimulateSection.model_fields[name].default == pytest.approx(value, rel=0.02), name
+    plain = json.loads((REPOSITORY / RECOVERY).read_text())["ray_train_seconds"]
+    assert (plain["worker"], plain["node"]) == pytest.approx((PLAIN_PROCESS, PLAIN_NODE), rel=0.02)
     checkpoint = json.loads((REPOSITORY / CHECKPOINT).read_text())
     assert checkpoint["sizes"]["toy"]["bytes_per_parameter"] == pytest.approx(BYTES_PER_PARAMETER, rel=1e-3)
 
@@ -66,7 +69,7 @@ def test_a_run_is_predicted_from_its_own_records() -> None:
 
 
 def test_three_measured_chaos_runs_were_predicted_within_5_percent() -> None:
-    told = json.loads((REPOSITORY / CHAOS).read_text())["predictions"]
+    told = json.loads((REPOSITORY / CHAOS).read_text())["runs"]
     assert len(told) >= 3
     assert all(abs(run["predicted"]["ratio"] / run["measured"]["ratio"] - 1) <= 0.05 for run in told)
 
