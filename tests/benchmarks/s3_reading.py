@@ -1,5 +1,9 @@
 """Reading a data set from S3 through the loader and its cache against a plain loop of ranged GETs of the same shards.
-`python -m tests.benchmarks.s3_reading`; RadosGW where it is installed, else moto, in processes of their own."""
+`python -m tests.benchmarks.s3_reading`; RadosGW where it is installed, else moto, in processes of their own.
+
+Two data sets are read in turn through a cache that one of them fills, as in a long run on more data than the disk holds: nothing that is
+read was there before, and every shard takes the place of another one.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ from tests.s3 import S3Server, new_bucket, pointed_at
 from trainer.allocator import keep_freed_memory
 
 RANGE, PAIRS = 8 << 20, 5
+SHARDS = 16  # of each data set; half of them fit into the cache
 
 
 def plain(dataset: Dataset) -> float:
@@ -38,27 +43,33 @@ def plain(dataset: Dataset) -> float:
     return time.perf_counter() - started
 
 
-def ours(dataset: Dataset) -> float:
-    """Seconds of an epoch of batches with an empty cache: fetched, verified, decoded, collated."""
-    with tempfile.TemporaryDirectory() as folder:
-        cache = ShardCache(Path(folder), 1 << 30)
-        seconds = loader.ours(Dataset(dataset.folder, dataset.manifest, dataset.id, cache), 2)
-        cache.close()
-    return seconds
+def ours(dataset: Dataset, cache: ShardCache) -> float:
+    """Seconds of an epoch of batches, none of which the cache holds: fetched, verified, decoded, collated."""
+    entries = dataset.manifest.buckets[loader.BUCKET.id]["train"]
+    assert not {entry.sha256 for entry in entries} & {copy.stem for copy in cache.folder.glob("*.tar")}
+    return loader.ours(Dataset(dataset.folder, dataset.manifest, dataset.id, cache), 2)
+
+
+def uploaded(number: int) -> Dataset:
+    with tempfile.TemporaryDirectory() as local:
+        folder, target, first = Path(local), new_bucket() / "set", number * SHARDS
+        entries = tuple(
+            loader.write_shard(folder / loader.BUCKET.id, f"shard-{n:06d}", loader.samples(n, loader.PER_SHARD, (5, 16, 24, 24)))
+            for n in range(first, first + SHARDS)
+        )
+        storage.copy_tree(folder, target, last="")
+    return Dataset(target, loader.dataset_of(Path(), entries).manifest, "benchmark")
 
 
 def measure(name: str) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        folder, target = Path(local), new_bucket() / "set"
-        entries = tuple(
-            loader.write_shard(folder / loader.BUCKET.id, f"shard-{n:06d}", loader.samples(n, loader.PER_SHARD, (5, 16, 24, 24)))
-            for n in range(loader.SHARDS)
-        )
-        storage.copy_tree(folder, target, last="")
-    dataset = Dataset(target, loader.dataset_of(Path(), entries).manifest, "benchmark")
-    found = [(plain(dataset), ours(dataset)) for _ in range(PAIRS)]
+    sets = [uploaded(number) for number in range(2)]
+    size = sum(entry.bytes for entry in sets[0].manifest.buckets[loader.BUCKET.id]["train"])
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ShardCache(Path(folder), size // 2)
+        ours(sets[1], cache)
+        found = [(plain(sets[turn % 2]), ours(sets[turn % 2], cache)) for turn in range(PAIRS)]
+        cache.close()
     one, two = median(pair[0] for pair in found), median(pair[1] for pair in found)
-    size = sum(entry.bytes for entry in entries)
     rates = {"loader_bytes_per_second": size / two, "ranged_get_bytes_per_second": size / one}
     publish({"benchmark": "s3_reading", "ratio": one / two, "gate": 0.8, "server": name, "bytes": size, **rates})
 
