@@ -10,6 +10,16 @@ from cluster.run_folder import check_writable
 from data_pipeline.storage import S3Path
 from trainer import config as configs
 
+HELP = """usage: python trainer/main.py encode [key=value ...]
+
+Encode the videos of a recipe into data.root and nothing else; started again it goes on where it was.
+
+examples:
+  python trainer/main.py encode data.videos=/path/to/videos data.captions=/path/to/captions.csv
+  python trainer/main.py encode recipe=videomar-256 data.videos=s3://bucket/videos data.root=s3://bucket/datasets
+
+Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """0 when every video has its outcome; whatever is missing is raised as a UserError that lists it."""

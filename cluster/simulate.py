@@ -41,9 +41,6 @@ The keys of the sections simulate and plan, and their defaults, stand in trainer
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """Print the table, or the prediction."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return 0
     config = configs.load(with_recipe([argument for argument in arguments if argument != "--json"]))
     if config.simulate.node_share + config.simulate.preempted_share > 1:
         raise UserError("simulate.node_share and simulate.preempted_share are shares of all faults: together at most 1")

@@ -9,6 +9,16 @@ from cluster import attach, session
 from data_pipeline.errors import UserError
 from trainer import config as configs
 
+HELP = """usage: python trainer/main.py stop [key=value ...]
+
+End a live run in order, with a commit of its last step. It is named by the keys with which it was started.
+
+examples:
+  python trainer/main.py stop
+  python trainer/main.py stop run.root=/shared/runs run.name=second
+
+Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """0 once the run has committed its last step and ended. Raises UserError when it is not live."""

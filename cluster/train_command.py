@@ -21,6 +21,17 @@ from trainer import sinks, weights
 from trainer.config import RunConfig
 from trainer.recipe_changes import Change
 
+HELP = """usage: python trainer/main.py [train] [key=value ...]
+
+Encode the videos if that is to be done, train through the curriculum, sample, write report.html. The same command again continues the run,
+or attaches to it while it lives.
+
+examples:
+  python trainer/main.py train data.videos=/path/to/videos
+  python trainer/main.py train recipe=my-recipe.yaml run.name=second train.lr=5e-4
+
+Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """The run's exit code. The process that has started a run stops it when it is stopped itself; one that has attached leaves it alone."""

@@ -19,6 +19,17 @@ from trainer import config as configs
 CLIPS = 32
 PICTURE = "verify.png"
 
+HELP = """usage: python trainer/main.py verify [key=value ...]
+
+How well the recipe's tokenizer gives back your own videos: PSNR, SSIM and a picture of clips beside what came back; the hours and bytes
+that encoding would make. Nothing is encoded for keeps.
+
+examples:
+  python trainer/main.py verify data.videos=/path/to/videos
+  python trainer/main.py verify data.videos=/path/to/videos data.tokenizer=/path/to/weights
+
+Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """Prints the estimate of the whole data set too; the picture goes to the run's folder."""

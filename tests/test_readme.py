@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import known_keys
+from trainer.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -39,6 +41,15 @@ def test_every_benchmark_it_names_can_be_called(module: str) -> None:
 def test_every_make_target_it_names_exists(target: str) -> None:
     planned = subprocess.run(["make", "-n", target], cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60).stdout
     assert planned or target == "install"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python trainer/main.py ")
+    assert f"  python trainer/main.py {name}" in shown
 
 
 def test_the_help_names_every_command() -> None:

@@ -64,7 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"{command!r} is not a command: choose one of {', '.join(COMMANDS)}, or write overrides as key=value")
-        return importlib.import_module(COMMANDS[command][0]).command(arguments, dict(os.environ))
+        module = importlib.import_module(COMMANDS[command][0])
+        if {"-h", "--help"} & set(arguments) and hasattr(module, "HELP"):  # the others' options have a help of their own
+            print(module.HELP)
+            return 0
+        return module.command(arguments, dict(os.environ))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,11 +17,18 @@ from data_pipeline.sources import list_sources, read_captions
 from data_pipeline.text import load_text
 from trainer.commands.import_latents import import_command
 
-USAGE = """usage: python trainer/main.py dataset folder=<data set> and one of
+HELP = """usage: python trainer/main.py dataset folder=<data set> and one of
   add=<videos> [captions=<table>]
   remove.ids=<id or name>[,...]   remove.caption=<pattern>   remove.licence=<licence>
   captions=<table of file,caption>
-  import=<tars of latents> tokenizer=<folder> [text=<folder> text_tokens=<most>]   makes the data set of latents made elsewhere"""
+  import=<tars of latents> tokenizer=<folder> [text=<folder> text_tokens=<most>]
+
+The data set's next generation, with videos added, removed or captioned anew; or a first one, of latents that were made elsewhere. What
+trains on an older generation is not disturbed.
+
+examples:
+  python trainer/main.py dataset folder=runs/datasets/videos-0123456789ab add=/path/to/more captions=/path/to/captions.csv
+  python trainer/main.py dataset folder=runs/datasets/videos-0123456789ab remove.licence=unknown"""
 KEYS = {"folder", "add", "captions", "remove.ids", "remove.caption", "remove.licence", "import", "tokenizer", "text", "text_tokens"}
 
 
@@ -30,7 +37,8 @@ def command(arguments: list[str], environment: dict[str, str]) -> int:
     given = {key: text for key, _, text in (argument.partition("=") for argument in arguments)}  # not as YAML: ids look like numbers
     unknown = set(given) - KEYS
     if unknown or "folder" not in given or len(given) < 2:
-        raise UserError(f"{f'{min(unknown)}: unknown key; ' if unknown else ''}{USAGE}")
+        said = f"{min(unknown)}: unknown key; " if unknown else ""
+        raise UserError(f"{said}dataset takes folder=<data set> and what to do with it: see dataset --help")
     if "import" in given:
         return import_command(given)
     dataset = open_dataset(given["folder"])

@@ -15,6 +15,15 @@ from data_pipeline.loader import Dataset, open_dataset
 CLIPS, COLUMNS = 6, 8  # per bucket on the sheet, and frames of each
 THUMBNAIL, TEXT = 96, 16  # pixels
 
+HELP = """usage: python trainer/main.py doctor <data set> [sheet=<png>]
+
+Examine a finished data set in a folder or in S3: every checksum, count and place in the order. Lost indices are mended; what the data set
+consists of is printed, and some of its clips are shown on one picture. Exit code 1 when something stays wrong.
+
+examples:
+  python trainer/main.py doctor runs/datasets/synthetic-0123456789ab sheet=clips.png
+  python trainer/main.py doctor s3://bucket/datasets/videos-0123456789ab"""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """`doctor <data set> [sheet=<png>]`: 0 when the data set is sound or was mended, 1 when something is still wrong."""

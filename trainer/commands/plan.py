@@ -17,6 +17,16 @@ from trainer.sizing import planned_model
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
+HELP = """usage: python trainer/main.py plan [key=value ...]
+
+The layout, memory, step time and communication of every stage on a cluster that need not be there, and the largest one that is of use.
+
+examples:
+  python trainer/main.py plan model.size=videomar-1.4b plan.world=64 plan.memory=80GB plan.per_node=8
+  python trainer/main.py plan recipe=videomar-256 plan.world=8
+
+Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:
     """Print the plan of a recipe; without `recipe=` that of the model's size, where one is shipped."""
