@@ -169,12 +169,11 @@ def upload(source: Path, path: S3Path) -> None:
 
 
 def download(path: S3Path, target: Path) -> None:
-    """In ranges, by the SDK's own client: an event loop in between costs as much again as the transfer. Over what the target holds."""
+    """In ranges, by the SDK's own client: an event loop in between costs as much again as the transfer."""
     bytes_ = size(path)
-    with target.open("r+b" if target.exists() else "wb") as file:
+    with target.open("wb") as file:
         for first in range(0, bytes_, PART):
             retrying(path, partial(_copy, path, first, min(first + PART, bytes_), file))
-        file.truncate(bytes_)
 
 
 def _copy(path: S3Path, first: int, end: int, file: BinaryIO) -> None:

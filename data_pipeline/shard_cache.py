@@ -2,7 +2,6 @@
 they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -35,13 +34,9 @@ class ShardCache:
         if coming:
             with contextlib.suppress(StorageError, OSError):  # then ranged reads go on, and say what is the matter if it lasts
                 coming.result(max(0.0, asked + PATIENCE - time.monotonic()))
-        place = self._place(entry)
         try:
-            descriptor = os.open(place, os.O_RDONLY)
+            descriptor = os.open(self._place(entry), os.O_RDONLY)
         except OSError:
-            return None
-        if not _shared(descriptor, place):
-            os.close(descriptor)
             return None
         os.utime(descriptor)  # the order in which copies make room
         return descriptor
@@ -82,14 +77,14 @@ class ShardCache:
                 future.set_exception(error)
 
     def _fetch(self, path: Location, entry: ShardEntry) -> None:
+        copy = self._place(entry)
+        self._make_room(entry.bytes)
         # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
-        with storage.atomic(self._place(entry), durable=False) as temporary:
-            self._make_room(entry.bytes, temporary)
+        with storage.atomic(copy, durable=False) as temporary:
             storage.download(path, temporary)
 
-    def _make_room(self, needed: int, temporary: Path) -> None:
-        """Deletes the copies unused for longest, one that is open somewhere stays readable there; or makes one of them the temporary, to be
-        written over: memory that a file has already costs the system a tenth of new memory."""
+    def _make_room(self, needed: int) -> None:
+        """Deletes the copies unused for longest. One that is open somewhere stays readable there."""
         copies = []
         for copy in self.folder.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):  # another process made room
@@ -99,29 +94,8 @@ class ShardCache:
         for _, size, copy in sorted(copies):
             if used + needed <= self.limit:
                 return
-            if temporary.exists() or not _taken(copy, temporary):
-                copy.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
             used -= size
 
     def _place(self, entry: ShardEntry) -> Path:
         return self.folder / f"{entry.sha256}.tar"
-
-
-def _shared(descriptor: int, copy: Path) -> bool:
-    """Whether nobody writes over the copy until the descriptor is closed."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), copy.stat())  # else it was taken between the two calls
-    except OSError:
-        return False
-
-
-def _taken(copy: Path, temporary: Path) -> bool:
-    """Renames a copy that nobody has open, so that nobody finds it any more."""
-    try:
-        with copy.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            copy.rename(temporary)
-    except OSError:
-        return False
-    return True

@@ -27,8 +27,7 @@ class ShardReader:
         self._entry, self._cache = entry, cache
         self._descriptor: int | None = None
         if isinstance(path, Path):
-            self._descriptor = self._open(path)
-            weakref.finalize(self, os.close, self._descriptor)
+            self._keep(self._open(path))
         self._size = storage.size(path)
         self._index = self._checked(read_index(path))
 
@@ -65,15 +64,10 @@ class ShardReader:
         return start, max(offset + size for offset, size, _ in places) - start
 
     def _bytes(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        if self._descriptor is not None:
-            return [os.pread(self._descriptor, size, offset) for offset, size in spans]
-        copy = self._cache.open(self._entry) if self._cache and self._entry else None
-        if copy is None:
+        descriptor = self._local_descriptor()
+        if descriptor is None:
             return storage.read_ranges(self.path, spans)
-        try:  # not kept open: what nobody has open can be written over
-            return [os.pread(copy, size, offset) for offset, size in spans]
-        finally:
-            os.close(copy)
+        return [os.pread(descriptor, size, offset) for offset, size in spans]
 
     def _cut(self, data: bytes, start: int, row: int, parts: Sequence[str]) -> dict[str, memoryview]:
         found = {}
@@ -87,11 +81,21 @@ class ShardReader:
                 raise ShardError(f"shard {self.path} is damaged: {what}; encode the data set again")
         return found
 
+    def _local_descriptor(self) -> int | None:
+        """Of the local file, or of the cached copy once it has come."""
+        if self._descriptor is None and self._cache and self._entry and (copy := self._cache.open(self._entry)) is not None:
+            self._keep(copy)
+        return self._descriptor
+
     def _open(self, path: Path) -> int:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ShardError(f"shard {self.path} cannot be opened: {error.strerror}") from error
+
+    def _keep(self, descriptor: int) -> None:
+        weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
 
     def _checked(self, index: ShardIndex | None) -> ShardIndex:
         """The index if it is the tar's own, or one made from the tar."""
