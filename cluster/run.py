@@ -125,12 +125,14 @@ class Run:
             step = standing(found).step
             failures, fruitless, committed = (failures + 1, fruitless + 1, step) if step == committed else (1, 1, step)
             # Out of memory: the next one plans with a smaller micro-batch. A node that went: the next one has others. Neither is a fault.
-            if limits(self.folder) != fitting or outcome.cause in ("node", "preempted"):
+            if limits(self.folder) != fitting:
+                failures = fruitless = 0
+            elif outcome.cause in ("node", "preempted"):
                 failures = 0
             done_for = failures > allowed or fruitless >= FRUITLESS
             self.board.say(f"generation ended: {outcome.reason}; step {step} is committed, {'giving up' if done_for else 'starting again'}")
             if done_for:
-                raise RunFailed(f"{outcome.reason}, {max(failures, fruitless)} times at step {step}; see {self.folder / 'logs'}")
+                raise RunFailed(f"{outcome.reason}, {failures if failures > allowed else fruitless} times at step {step}; see {self.folder / 'logs'}")
             self.pause(max(failures, fruitless - LOST_AT_ONCE))
         self.why = "stage"
         return found
