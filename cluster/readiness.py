@@ -189,8 +189,6 @@ class Feed:
         with contextlib.suppress(Resting):
             given = (order, job.spec, tokenizer, job.folder, lambda: max(self.cpus, 1), on_progress)
             self.encode(*given, draining=draining)
-        if supply.newest and supply.complete:
-            check_samples(supply.stages, supply.newest.manifest)
 
     def _advance(self, supply: Supply, records: Mapping[int, ChunkRecord]) -> None:
         """Write the next generation if it is time for it. The first one is as small as may be, so that how fast encoding is does not
@@ -217,6 +215,9 @@ class Feed:
             self._publish(supply, made)
 
     def _publish(self, supply: Supply, made: Manifest) -> None:
-        begun, supply.newest = supply.newest is None, datasets.write_generation(supply.job, made)
+        written = datasets.write_generation(supply.job, made)
+        if not written.manifest.pending:
+            check_samples(supply.stages, written.manifest)  # before a stage can begin on what is too little for it
+        begun, supply.newest = supply.newest is None, written
         if begun or supply.complete:
             self._news = [*self._news, supply]

@@ -132,7 +132,9 @@ class Run:
             done_for = failures > allowed or fruitless >= FRUITLESS
             self.board.say(f"generation ended: {outcome.reason}; step {step} is committed, {'giving up' if done_for else 'starting again'}")
             if done_for:
-                raise RunFailed(f"{outcome.reason}, {failures if failures > allowed else fruitless} times at step {step}; see {self.folder / 'logs'}")
+                raise RunFailed(
+                    f"{outcome.reason}, {failures if failures > allowed else fruitless} times at step {step}; see {self.folder / 'logs'}"
+                )
             self.pause(max(failures, fruitless - LOST_AT_ONCE))
         self.why = "stage"
         return found
