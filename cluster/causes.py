@@ -119,9 +119,9 @@ def main_thread(stack: str) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything, cut to 200 characters."""
+    """The last line that says anything, cut to 400 characters."""
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return textwrap.shorten(last, 200, placeholder=" ...")
+    return textwrap.shorten(last, 400, placeholder=" ...")
 
 
 def _said(patterns: Mapping[str, str], text: str, otherwise: str) -> str:
