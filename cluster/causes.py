@@ -2,7 +2,6 @@
 
 import re
 import signal
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,9 +57,9 @@ class End:
         if self.silent:
             return f"rank {self.rank} hung: no sign of life for {self.silent:.0f} s in section {self.section or 'start'}"
         if self.code is None:
-            return f"the seat of rank {self.rank} died: {last_line(self.detail)}"
+            return f"the seat of rank {self.rank} died: {cut(last_line(self.detail))}"
         if self.detail:
-            return f"rank {self.rank} raised {last_line(self.detail)}"
+            return f"rank {self.rank} raised {cut(last_line(self.detail))}"
         if self.code < 0:
             memory = ", out of memory" if self.memory_kill else ""
             return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}{memory}"
@@ -119,9 +118,13 @@ def main_thread(stack: str) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything, cut to 400 characters."""
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return textwrap.shorten(last, 400, placeholder=" ...")
+    """The last line that says anything, whole: a long path before them must not hide the words that name a cause."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def cut(line: str) -> str:
+    """A line of at most 200 characters: of a longer one the beginning, which names the error, and the end."""
+    return line if len(line) <= 200 else f"{line[:115]} ... {line[-80:]}"
 
 
 def _said(patterns: Mapping[str, str], text: str, otherwise: str) -> str:

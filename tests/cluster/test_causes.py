@@ -70,6 +70,13 @@ def test_what_a_traceback_ends_with_names_the_cause(said: str, cause: str) -> No
     assert End(0, 1, detail=f"Traceback (most recent call last):\n  gloo in some path\n{said}").cause == cause
 
 
+def test_a_long_path_hides_no_cause_and_is_cut_out_of_the_reason() -> None:
+    end = End(0, 1, detail=f"Traceback\ntrainer.checkpoint.saver.WriteFailed: /{'run/' * 200}rank-00000 cannot be written: full")
+    assert end.cause == "data"
+    assert end.reason.endswith("cannot be written: full")
+    assert len(end.reason) <= len("rank 0 raised ") + 200
+
+
 @pytest.mark.parametrize(
     ("end", "cause"),
     [

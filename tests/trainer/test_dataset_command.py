@@ -42,8 +42,8 @@ def test_videos_are_added_removed_and_given_captions_each_as_a_generation(
 
 
 @pytest.mark.parametrize("arguments", [[], ["folder={folder}"], ["folder={folder}", "remove.id=x"], ["remove.ids=x"]])
-def test_what_it_cannot_mean_shows_how_it_is_used(folder: Path, arguments: list[str]) -> None:
-    with pytest.raises(UserError, match=r"usage: python trainer.main\.py dataset"):
+def test_what_it_cannot_mean_is_told_where_its_use_is_shown(folder: Path, arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=r"takes folder=<data set> and what to do with it: see dataset --help"):
         command([argument.format(folder=folder) for argument in arguments], {})
 
 
