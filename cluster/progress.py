@@ -95,6 +95,14 @@ def encoding_line(progress: EncodeProgress) -> str:
     )
 
 
+def preflight_line(event: dict[str, Any]) -> str:
+    """What a new run's trial of its stages has shown."""
+    fullest = max(event["stages"], key=lambda stage: stage["peak_bytes"])
+    speed = event["bus_bytes_per_second"]
+    collectives = f"; all-reduce {speed / 1e6:,.0f} MB/s per rank" if speed else ""
+    return f"tried {len(event['stages'])} stages in {event['seconds']:.1f} s: {fullest['peak_bytes'] / 1e9:.1f} GB at the peak{collectives}"
+
+
 class TrainingLine:
     """The live line of a run, from the step messages of rank 0."""
 

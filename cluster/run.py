@@ -18,7 +18,7 @@ from cluster.failures import RunFailed
 from cluster.feeding import Feeding, Stopped
 from cluster.gang import Gang, Held
 from cluster.pace import Pace
-from cluster.progress import Board, TrainingLine
+from cluster.progress import Board, TrainingLine, preflight_line
 from cluster.resumption import Resumption, standing
 from data_pipeline.errors import UserError
 from trainer import config as configs
@@ -287,8 +287,10 @@ class Run:
             self.data.share(self.world * self.config.cluster.cpus_per_worker)
             self.board.show(self.line.text(message, self.stage_step))
             self.pace.step(message)
-        elif message["kind"] == "event" and message["event"] == "commit":
+        elif message.get("event") == "commit":
             self.committed = True
             self.resumption.seal(message["step"])
             self.gang.absolve()
             self.pace.commit(message["seconds"])
+        elif message.get("event") == "preflight":
+            self.board.say(preflight_line(message))

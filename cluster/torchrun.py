@@ -20,7 +20,7 @@ from cluster import dataset as datasets
 from cluster import run_folder, summary
 from cluster.checks import check_initial, check_samples, check_stages
 from cluster.encode import Progress
-from cluster.progress import Terminal, TrainingLine
+from cluster.progress import Terminal, TrainingLine, preflight_line
 from data_pipeline.chunks import Chunk
 from data_pipeline.encode import encode_chunk
 from data_pipeline.errors import UserError
@@ -163,6 +163,8 @@ def train_stage(
         steps += message["kind"] == "step"
         if message["kind"] == "step":
             terminal.show(line.text(message, steps))
+        elif message.get("event") == "preflight":
+            terminal.say(preflight_line(message))
         if instruments:
             instruments.message(message, steps)
 

@@ -1,5 +1,5 @@
 """Before a run spends anything: one real step of every stage at its layout on its largest batch, so that memory runs out in the first
-minute and not in the last stage. Called by process.py in a run's first generation.
+minute and not in the last stage; and how fast the group's collectives are. Called by process.py in a run's first generation.
 
 The engine's gate stays shut meanwhile, so weights, moments, step counts and average are as before; no random state is touched.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainer.engine import Engine
 from trainer.measure import peak_memory
 from trainer.planner import Layout
 
+PAYLOAD_BYTES = 16 << 20  # of the all-reduce that is timed
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")  # DeepSpeed's, of steps that do not count here
 
 
@@ -58,6 +60,21 @@ def preflight(run: Path, engine: Engine, model: ModelConfig, supervision: Superv
             seconds = perf_counter() - started
             figures.append({"stage": trial.stage, "micro_batch": trial.layout.micro_batch, "seconds": seconds, "peak_bytes": int(peak)})
     return figures
+
+
+def bus_bandwidth(device: torch.device) -> float | None:
+    """Bytes per second that the group's all-reduce moves on each rank's way, as nccl-tests count them: 2 (N - 1) / N of the payload's bytes
+    over the time; the median of three after a first one that makes the connections. None where there is one rank."""
+    world, seconds = dist.get_world_size(), []
+    if world == 1:
+        return None
+    payload = torch.zeros(PAYLOAD_BYTES // 4, device=device)
+    for _ in range(4):
+        started = perf_counter()
+        dist.all_reduce(payload)
+        float(payload[0])  # waits for the device
+        seconds.append(perf_counter() - started)
+    return 2 * (world - 1) / world * PAYLOAD_BYTES / median(seconds[1:])
 
 
 def step(engine: Engine, batch: TrainingBatch, passes: int) -> None:

@@ -41,7 +41,7 @@ from trainer.parallel.apply import parallelise
 from trainer.parallel.mesh import build_mesh
 from trainer.parallel.places import check_divisible, sequence_lengths
 from trainer.planner import Layout, plan_layout, usable
-from trainer.preflight import Trial, preflight, smaller_next_time
+from trainer.preflight import Trial, bus_bandwidth, preflight, smaller_next_time
 from trainer.pulse import Pulse, Stopwatch
 from trainer.sizing import latents_of, model_of, stream_of
 from trainer.task import StageTask
@@ -93,7 +93,8 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
         beat.enter("preflight")
         flown, trials = perf_counter(), stage_trials(config, dataset, payload["world"], run_folder)
         figures = preflight(run_folder, engine, task.model, supervision_of(config.train), trials)
-        told.event("preflight", seconds=perf_counter() - flown, stages=figures)
+        speed = bus_bandwidth(device)
+        told.event("preflight", seconds=perf_counter() - flown, stages=figures, bus_bytes_per_second=speed)
     saver = Saver(engine.named_fragments(), task.rank, gather_over(dist.new_group(backend="gloo")))
     engine.before_update = saver.copied
     keeper = Keeper(run_folder, task.generation, dataset.origin, recipe_hash(config), config.train.keep_commits, saver, journal)

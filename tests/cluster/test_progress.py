@@ -7,7 +7,7 @@ import pytest
 
 from cluster import progress
 from cluster.encode import Progress
-from cluster.progress import Terminal, TrainingLine, clock
+from cluster.progress import Terminal, TrainingLine, clock, preflight_line
 from trainer.curriculum import Promotion, Stage
 
 STAGES = [Stage("short", 5, 64, 64, 1000, Promotion(max_steps=10)), Stage("long", 9, 64, 64, 2000, Promotion(max_steps=5))]
@@ -108,3 +108,10 @@ def test_a_step_without_a_loss_says_that_it_was_skipped() -> None:
 )
 def test_times_are_shown_as_on_a_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(("speed", "told"), [(None, ""), (1.25e9, "; all-reduce 1,250 MB/s per rank")])
+def test_what_a_new_runs_trial_has_shown_is_one_line(speed: float | None, told: str) -> None:
+    stages = [{"stage": "short", "peak_bytes": 10**9}, {"stage": "long", "peak_bytes": 21 * 10**8}]
+    line = preflight_line({"stages": stages, "seconds": 3.21, "bus_bytes_per_second": speed})
+    assert line == f"tried 2 stages in 3.2 s: 2.1 GB at the peak{told}"

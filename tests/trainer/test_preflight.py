@@ -51,6 +51,7 @@ def test_trying_every_stage_first_changes_no_number(world: int, zero: int, tiny_
     (event,) = (event for event in read_events(tmp_path / "True") if event["event"] == "preflight")
     assert [figures["stage"] for figures in event["stages"]] == ["short", "long"]
     assert all(figures["peak_bytes"] > 0 and figures["seconds"] > 0 for figures in event["stages"])
+    assert event["bus_bytes_per_second"] is None if world == 1 else event["bus_bytes_per_second"] > 0
 
 
 def test_out_of_memory_in_the_last_stage_shows_before_the_first_step_and_halves_its_micro_batch(tiny_dataset: Path, tmp_path: Path) -> None:
