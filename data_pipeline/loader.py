@@ -1,6 +1,7 @@
 """Batches of one bucket by global position, in the order of order.py, from a disk or from S3. The trainer asks for the
 positions that it is to see; the loader knows nothing of ranks, devices or torch."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
 TOKENIZER_FOLDER, TOKENIZER_FILE = "tokenizer", "tokenizer.json"
-OPEN_SHARDS = 32  # per sample set: its windows of this epoch and the next, with room to spare
+OPEN_SHARDS = 8  # per sample set: the window that it reads and the one before; a copy that is open gives no room back to the cache's disk
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class SampleSet:
         self.epochs = own if epochs is None else epochs
         self._order = lru_cache(maxsize=2)(self._order_of)
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
-        self._ahead: tuple[int, ...] = ()
+        self._ahead = threading.local()  # of each thread, as one may be a batch behind another
 
     def __len__(self) -> int:
         return self._length
@@ -199,10 +200,10 @@ class SampleSet:
         """(the generation that is read, shard, row) of a global position; what comes next is asked for."""
         place = self.epochs.place(position)
         there, order = self._rows(place.generation), self._order(place.generation, place.epoch)
-        if self._dataset.cache and (ahead := order.shards_ahead(place.index)) != self._ahead:
-            self._ahead = ahead
-            for shard in ahead:
-                self._dataset.cache.prefetch(shard_path(self._dataset.folder, there.shards[shard]), there.shards[shard])
+        if self._dataset.cache and (ahead := order.shards_ahead(place.index)) != getattr(self._ahead, "shards", ()):
+            self._ahead.shards = ahead
+            next_ones = [there.shards[shard] for shard in ahead]
+            self._dataset.cache.want([(shard_path(self._dataset.folder, entry), entry) for entry in next_ones])
         shard, row = order[place.index]
         return there.dataset, there.shards[shard], there.rows[shard][row]
 

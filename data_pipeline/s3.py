@@ -125,7 +125,7 @@ class S3Path:
 
 
 def read(path: S3Path) -> bytes:
-    return _asking(path, lambda files: files.cat_file(_plain(path), max_concurrency=1))
+    return retrying(path, lambda: client(os.getpid()).get_object(Bucket=path.bucket, Key=path.key)["Body"].read())
 
 
 def read_ranges(path: S3Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -135,7 +135,7 @@ def read_ranges(path: S3Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def size(path: S3Path) -> int:
-    return int(_asking(path, lambda files: files.call_s3("head_object", Bucket=path.bucket, Key=path.key))["ContentLength"])
+    return int(retrying(path, lambda: client(os.getpid()).head_object(Bucket=path.bucket, Key=path.key)["ContentLength"]))
 
 
 def list_files(folder: S3Path) -> Iterator[tuple[S3Path, int]]:

@@ -1,8 +1,8 @@
 """Reading a data set from S3 through the loader and its cache against a plain loop of ranged GETs of the same shards.
 `python -m tests.benchmarks.s3_reading`; RadosGW where it is installed, else moto, in processes of their own.
 
-Two data sets are read in turn through a cache that one of them fills, as in a long run on more data than the disk holds: nothing that is
-read was there before, and every shard takes the place of another one.
+Two data sets are read in turn through a cache of a quarter of one of them, as in a long run on more data than the disk holds: nothing
+that is read was there before, and every shard takes the place of another one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.s3 import S3Server, new_bucket, pointed_at
 from trainer.allocator import keep_freed_memory
 
 RANGE, PAIRS = 8 << 20, 5
-SHARDS = 16  # of each data set; half of them fit into the cache
+SHARDS = 32  # of each data set; a quarter of them fits into the cache
 
 
 def plain(dataset: Dataset) -> float:
@@ -65,7 +65,7 @@ def measure(name: str) -> None:
     sets = [uploaded(number) for number in range(2)]
     size = sum(entry.bytes for entry in sets[0].manifest.buckets[loader.BUCKET.id]["train"])
     with tempfile.TemporaryDirectory() as folder:
-        cache = ShardCache(Path(folder), size // 2)
+        cache = ShardCache(Path(folder), size // 4)
         ours(sets[1], cache)
         found = [(plain(sets[turn % 2]), ours(sets[turn % 2], cache)) for turn in range(PAIRS)]
         cache.close()

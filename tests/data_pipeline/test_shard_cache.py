@@ -78,7 +78,7 @@ def test_a_shard_damaged_in_s3_is_named_whichever_way_it_is_read(uploaded: S3Pat
     with pytest.raises(ShardError, match=rf"{path} is damaged: the latent of sample .* differs from its checksum"):
         ShardReader(path, entry).latent(0)
     assert dataset.cache
-    dataset.cache.prefetch(path, entry)
+    dataset.cache.want([(path, entry)])
     dataset.cache.close()
     reader = ShardReader(path, entry, dataset.cache)
     assert reader.latent(1).any()
@@ -101,25 +101,37 @@ def test_the_cache_stays_within_its_limit_and_drops_what_is_unused_for_longest(b
     cache = ShardCache(tmp_path, 2 * size + 100)
     reader = ShardReader(shard_path(bucket, entries[0]), entries[0], cache)
     for entry in entries[:2]:
-        cache.prefetch(shard_path(bucket, entry), entry)
+        cache.want([(shard_path(bucket, entry), entry)])
         wait_for(cache, entry)
     latent = reader.latent(0)
     wait_for(cache, entries[0])  # used last
     for entry in entries[2:]:
-        cache.prefetch(shard_path(bucket, entry), entry)
+        cache.want([(shard_path(bucket, entry), entry)])
         wait_for(cache, entry)
         assert sum(copy.stat().st_size for copy in tmp_path.glob("*.tar")) <= cache.limit
     assert {copy.stem for copy in tmp_path.glob("*.tar")} == {entries[2].sha256, entries[3].sha256}
     np.testing.assert_array_equal(reader.latent(0), latent)  # the copy that it holds open is still readable
-    cache.prefetch(shard_path(bucket, entries[0]), ShardEntry("5x32x32", entries[0].name, 2, 10**9, entries[0].sha256))
+    cache.want([(shard_path(bucket, entries[0]), ShardEntry("5x32x32", entries[0].name, 2, 10**9, entries[0].sha256))])
     assert len(list(tmp_path.glob("*.tar"))) == 2
+
+
+def test_none_of_what_is_wanted_makes_room_for_the_rest_of_it(bucket: S3Path, tmp_path: Path) -> None:
+    entries = [write_shard(bucket / "5x32x32", f"shard-{number:06d}", samples()[number : number + 2]) for number in range(5)]
+    cache = ShardCache(tmp_path, 3 * max(entry.bytes for entry in entries))
+    for first, last in ((0, 5), (1, 5), (4, 5), (0, 2)):
+        wanted = entries[first:last]
+        cache.want([(shard_path(bucket, entry), entry) for entry in wanted])
+        cache.close()
+        here = {copy.stem for copy in tmp_path.glob("*.tar")}
+        assert {entry.sha256 for entry in wanted[:3]} <= here
+        assert len(here) == 3
 
 
 def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads(bucket: S3Path, tmp_path: Path) -> None:
     entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
     (tmp_path / "cache").write_text("a file in the way")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    cache.prefetch(shard_path(bucket, entry), entry)
+    cache.want([(shard_path(bucket, entry), entry)])
     check(ShardReader(shard_path(bucket, entry), entry, cache))
     cache.close()
     check(ShardReader(shard_path(bucket, entry), entry, cache))
