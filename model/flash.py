@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from model.visibility import Visibility
 
@@ -67,4 +66,6 @@ def attend_flash(q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, visibility: Vis
         raise ValueError(f"attention backend flash runs on CUDA, not on {q_BNLd.device.type}: choose sdpa-chunked")
     if v_BNLd.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"attention backend flash takes bfloat16 or float16, not {v_BNLd.dtype}: choose flex or sdpa-chunked")
+    from torch.nn.attention.varlen import varlen_attn  # here: it brings the compiler along, two seconds for whoever only samples
+
     return attend_packed(q_BNLd, k_BNLd, v_BNLd, visibility, varlen_attn)

@@ -52,3 +52,9 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
 def test_the_driver_and_the_encoders_never_import_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["trainer.commands.sample", "model.export"])
+def test_who_only_samples_does_not_wait_for_the_compiler(module: str) -> None:
+    code = f"import {module}, sys; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, timeout=120).returncode == 0
