@@ -2,6 +2,7 @@
 they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -83,15 +84,25 @@ class ShardCache:
             with self._lock:
                 self._coming[entry.sha256] = time.monotonic(), future
             try:
-                # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
-                with storage.atomic(self._place(entry), durable=False) as temporary:
-                    storage.download(path, temporary)
+                self._bring(path, entry)
                 failure = None
             except Exception as error:  # told to whoever opens the shard
                 failure = error
             with self._lock:
                 self._arriving -= entry.bytes
             future.set_exception(failure) if failure else future.set_result(None)
+
+    def _bring(self, path: Location, entry: ShardEntry) -> None:
+        """One process of all that share the folder fetches a shard, the others wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        locked = self._place(entry).with_suffix(".lock")
+        with locked.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it back from whoever is killed
+            if not self._place(entry).exists():
+                # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
+                with storage.atomic(self._place(entry), durable=False) as temporary:
+                    storage.download(path, temporary)
+            locked.unlink(missing_ok=True)
 
     def _make_room(self, needed: int, together: Collection[str]) -> bool:
         """Deletes the copies unused for longest, but none of those; False where that is not enough. One that is open somewhere stays

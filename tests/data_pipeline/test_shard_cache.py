@@ -2,6 +2,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,19 @@ def test_none_of_what_is_wanted_makes_room_for_the_rest_of_it(bucket: S3Path, tm
         here = {copy.stem for copy in tmp_path.glob("*.tar")}
         assert {entry.sha256 for entry in wanted[:3]} <= here
         assert len(here) == 3
+
+
+def test_what_many_share_is_fetched_once(bucket: S3Path, tmp_path: Path, s3_server: S3Server) -> None:
+    entries = [write_shard(bucket / "5x32x32", f"shard-{number:06d}", samples()[number : number + 2]) for number in range(6)]
+    caches, before = [ShardCache(tmp_path, 1 << 30) for _ in range(4)], len(s3_server.requests)
+    for cache in caches:
+        cache.want([(shard_path(bucket, entry), entry) for entry in entries])
+    for cache in caches:
+        cache.close()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{entry.sha256}.tar" for entry in entries}
+    asked = Counter(path for method, path in s3_server.requests[before:] if method == "GET")
+    assert set(asked.values()) == {1}
+    assert len(asked) == len(entries)
 
 
 def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads(bucket: S3Path, tmp_path: Path) -> None:
