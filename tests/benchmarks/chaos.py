@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,8 +41,10 @@ def main() -> int:
     asked = options.parse_args()
     found = []
     for seed in asked.seeds:
-        with tempfile.TemporaryDirectory(prefix="vm-") as folder:
-            found.append(told(seed, asked.minutes, Path(folder)))
+        folder = Path(tempfile.mkdtemp(prefix="vm-"))
+        found.append(told(seed, asked.minutes, folder))
+        if found[-1]["passed"] and abs(found[-1]["error"]) <= GATE:
+            shutil.rmtree(folder)  # what is not as it should be stays, to be looked into
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     worst = max(abs(one["error"]) for one in found)
     passed = worst <= GATE and all(one["passed"] for one in found)
