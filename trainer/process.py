@@ -66,7 +66,7 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     beat.enter("build")
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
     dataset = open_dataset(payload["dataset"], config.data.shard_cache())
-    found = commits.read_commit(Path(payload["commit"])) if payload["commit"] else None
+    found = commits.chosen_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
     mesh, model = build_mesh(task.layout, device.type), initial_model(config, task.model, found is not None)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from tests.distributed.harness import run_ranks
-from tests.distributed.training import recipe, stage, train
-from trainer import lease
+from tests.distributed.harness import RankFailed, run_ranks
+from tests.distributed.training import payload, recipe, stage, train
+from trainer import lease, process
 from trainer.checkpoint.commit import commits, resume_point
 from trainer.commands import fork, prune, rollback, status
 from trainer.config import RunConfig, dump, saved
@@ -19,6 +19,19 @@ from trainer.events import read_events
 from trainer.goodput import goodput
 
 STEPS = 12
+
+
+def go_on_from_nowhere(rank: int, world: int, host: str, port: int, listener: Any, config: RunConfig, run: Path, dataset: Path) -> None:
+    """A generation whose commit has gone since it was chosen."""
+    told = payload(config, run, dataset) | {"commit": str(run / "checkpoints" / "step-00000004" / "0001")}
+    process.run(told | {"rank": rank, "world": world, "host": host, "port": port}, lambda message: None, listener)
+
+
+def test_a_generation_whose_commit_is_gone_does_not_begin_anew(tiny_dataset: Path, tmp_path: Path) -> None:
+    lease.draw(tmp_path)
+    with pytest.raises(RankFailed, match=r"CommitGone: the commit .*step-00000004/0001 cannot be read"):
+        run_ranks(1, go_on_from_nowhere, recipe([stage("only", STEPS)], zero=0), tmp_path, tiny_dataset)
+    assert "layout" not in [event["event"] for event in read_events(tmp_path)]
 
 
 def train_on(run: Path, dataset: Path, config: RunConfig) -> list[float]:

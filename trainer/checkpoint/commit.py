@@ -66,6 +66,17 @@ def read_commit(folder: Path) -> Commit | None:
     return commit if has_sizes(folder, files) else None
 
 
+class CommitGone(Exception):
+    """A commit was chosen to go on from and is not whole any more."""
+
+
+def chosen_commit(folder: Path) -> Commit:
+    """The commit that a generation was told to go on from. Raises CommitGone rather than let it begin anew."""
+    if (commit := read_commit(folder)) is None:
+        raise CommitGone(f"the commit {folder} cannot be read; it was whole when it was chosen")
+    return commit
+
+
 def check_ids(commit: Commit, datasets: Collection[str], recipe: str) -> None:
     """Raises UserError when a commit was made on data that is not the run's, or by another recipe, so that going on from it would mix
     the two."""

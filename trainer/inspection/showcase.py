@@ -47,8 +47,7 @@ def run(payload: dict[str, Any], report: Callable[[dict[str, Any]], None], liste
     started = perf_counter()
     config, run_folder = RunConfig.model_validate(payload["config"]), Path(payload["run"])
     torch.set_num_threads(min(payload["threads"], os.cpu_count() or 1))
-    dataset, commit = open_dataset(payload["dataset"], config.data.shard_cache()), commits.read_commit(Path(payload["commit"]))
-    assert commit is not None, "showcase runs after the last stage's commit"
+    dataset, commit = open_dataset(payload["dataset"], config.data.shard_cache()), commits.chosen_commit(Path(payload["commit"]))
     samples = sample(averaged_model(config, dataset, commit), config, dataset, config.curriculum.stages[-1])
     folder = run_folder / "samples" / commit.name
     for number, (truth, generated) in enumerate(zip(samples.truth, samples.generated, strict=True)):
