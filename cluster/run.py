@@ -197,7 +197,8 @@ class Run:
         if stage and before not in (0, self.world):
             events.record(self.folder, "resize", **{"from": before, "to": self.world, "why": self.why})
             self.board.say(f"training goes on with {self.world} workers instead of {before}")
-        events.record(self.folder, "generation", generation=number, world=self.world, target=target, why=self.why)
+        place = {"why": self.why, "commit": found and f"{found.name}/{found.generation:04d}"}
+        events.record(self.folder, "generation", generation=number, world=self.world, target=target, **place)
         self.instruments.generation(number, len(self.gang.ready), "training" if stage else "sampling")
         self.pace.generation(at_once)
         outcome = generation.run(

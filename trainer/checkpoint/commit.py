@@ -20,7 +20,7 @@ from trainer.metrics import last_step
 
 MARKER = "commit.json"
 FORMAT = 2  # of the marker and of the files it lists
-DAMAGED = "a file does not have its checksum"
+DAMAGED = "a file is missing or not as it was written"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def resume_point(run: Path, is_sound: Callable[[Path, tuple[FileRecord, ...]], b
         commit = read_commit(folder)
         if commit and (fault := fault_of(commit, published, starts, is_sound)) is None:
             return ResumePoint(commit, tuple(passed_over))
-        passed_over.append((f"{folder.parent.name}/{folder.name}", fault if commit else "it was not finished"))
+        unread = DAMAGED if (folder / MARKER).exists() else "it was not finished"
+        passed_over.append((f"{folder.parent.name}/{folder.name}", fault if commit else unread))
     if damaged := [name for name, fault in passed_over if fault == DAMAGED]:
         raise UserError(f"{run}: {damaged[0]} and every other commit is damaged: restore the files, or choose another run.name")
     return ResumePoint(None, tuple(passed_over))

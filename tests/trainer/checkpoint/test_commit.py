@@ -89,13 +89,14 @@ def test_a_damaged_commit_is_passed_over_for_the_previous_one_and_said_so(tmp_pa
     point = resume_point(tmp_path)
     assert point.commit is not None
     assert point.commit.state.step == 10
-    reason = "a file does not have its checksum" if damage is with_a_flipped_bit else "it was not finished"
+    reason = "it was not finished" if damage is without_marker else "a file is missing or not as it was written"
     assert point.passed_over == (("step-00000020/0001", reason),)
 
 
-def test_a_run_whose_commits_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGES[1:], ids=lambda damage: damage.__name__)
+def test_a_run_whose_commits_are_all_damaged_does_not_begin_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     for step in (10, 20):
-        with_a_flipped_bit(make(tmp_path, step).folder)
+        damage(make(tmp_path, step).folder)
     published(tmp_path, 20)
     with pytest.raises(UserError, match="step-00000020/0001 and every other commit is damaged: restore the files"):
         resume_point(tmp_path)
