@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from tests.e2e.job import (
     start,
     wait_until,
 )
+from tests.k8s.services import ray_head
 from trainer.events import standing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * TIMEOUT)]
@@ -232,43 +232,15 @@ def test_the_real_clips_train_and_every_bad_file_is_named(real_videos: Path, tmp
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Ray head with its own ports and folder, as another user would have started it; stopped by its pid."""
-    ports = [free_port() for _ in range(2)]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    variables = environment() | token | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
-    ray = Path(sys.executable).with_name("ray")
-    sockets = tempfile.mkdtemp(prefix="videomar-head-")  # short: a socket's path holds 107 bytes
-    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--temp-dir={sockets}", "--num-cpus=4"]
-    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true", *options]
-    with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+def head() -> Iterator[dict[str, str]]:
+    """Variables that lead to a Ray head with its own ports and folder, as another user would have started it."""
+    token = secrets.token_hex(32)
+    folder = Path(tempfile.mkdtemp(prefix="videomar-head-"))  # short: a socket's path holds 107 bytes
     try:
-        wait_for_port(ports[1], process)
-        yield variables | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+        with ray_head(folder, token, environment()) as ray:
+            yield environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_API_SERVER_ADDRESS": ray.url}
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(sockets, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "ray start ended"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the dashboard did not come up")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(head: dict[str, str], arguments: list[str]) -> tuple[int, str]:

@@ -27,6 +27,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    """Whether something on this machine listens there; ConnectionError where not."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+
+
 def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """The condition's first true value; an error of the network counts as not yet."""
     deadline = time.monotonic() + patience
@@ -151,4 +157,5 @@ def ray_head(folder: Path, token: str, secrets: dict[str, str]) -> Iterator[RayH
     with running(command, folder / "ray.log", environment):
         made = RayHead(f"http://127.0.0.1:{ports['dashboard-port']}", token, ports["metrics-export-port"])
         wait_for(lambda: ask(f"{made.url}/api/version", token=token), "Ray's dashboard")
+        wait_for(lambda: answers(ports["dashboard-agent-listen-port"]), "the agent that takes Ray's jobs")
         yield made
