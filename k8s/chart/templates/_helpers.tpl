@@ -38,7 +38,11 @@ yunikorn.apache.org/queue: {{ $queue }}
 {{- end }}
 
 {{- define "videomar.root" -}}
-{{- if eq .Values.storage.kind "s3" }}{{ trimSuffix "/" .Values.storage.s3.uri }}{{ else }}{{ trimSuffix "/" .Values.storage.path }}{{ end -}}
+{{ trimSuffix "/" .Values.storage.path }}
+{{- end }}
+
+{{- define "videomar.datasets" -}}
+{{- if eq .Values.storage.kind "s3" }}{{ trimSuffix "/" .Values.storage.s3.uri }}{{ else }}{{ include "videomar.root" . }}{{ end }}/datasets
 {{- end }}
 
 {{- define "videomar.image" -}}
@@ -55,7 +59,7 @@ yunikorn.apache.org/queue: {{ $queue }}
 {{- $words = append $words (printf "recipe=%s" (ternary (printf "%s/recipe.yaml" .Values.run.recipeFolder) .Values.run.recipe (not (empty .Values.run.content)))) -}}
 {{- $words = append $words (printf "run.root=%s/runs" (include "videomar.root" .)) -}}
 {{- $words = append $words (printf "run.name=%s" (include "videomar.run" .)) -}}
-{{- $words = append $words (printf "data.root=%s/datasets" (include "videomar.root" .)) -}}
+{{- $words = append $words (printf "data.root=%s" (include "videomar.datasets" .)) -}}
 {{- with .Values.run.videos }}{{ $words = append $words (printf "data.videos=%s" .) }}{{ end -}}
 {{- with .Values.run.captions }}{{ $words = append $words (printf "data.captions=%s" .) }}{{ end -}}
 {{- $words = append $words (printf "cluster.workers=%d" (mul (int $train.minReplicas) $seats)) -}}

@@ -93,9 +93,7 @@ spec:
         - {name: tmp, mountPath: /tmp}
         {{- if ne .role "submitter" }}
         - {name: shm, mountPath: /dev/shm}
-        {{- if ne $values.storage.kind "s3" }}
         - {name: data, mountPath: {{ $values.storage.path }}}
-        {{- end }}
         {{- if $values.run.content }}
         - {name: recipe, mountPath: {{ $values.run.recipeFolder }}, readOnly: true}
         {{- end }}
@@ -106,10 +104,8 @@ spec:
     {{- if ne .role "submitter" }}
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ default "1Gi" $pool.shm }}}
-    {{- if eq $values.storage.kind "pvc" }}
     - name: data
       persistentVolumeClaim: {claimName: {{ default (printf "%s-data" (include "videomar.name" $root)) $values.storage.pvc.existingClaim }}}
-    {{- end }}
     {{- if $values.run.content }}
     - name: recipe
       configMap: {name: {{ include "videomar.name" $root }}-recipe}
