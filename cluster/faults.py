@@ -201,17 +201,18 @@ def flipped(path: Path, offset: int) -> Iterator[None]:
 def full(run: Path, steps: Sequence[int], generation: int) -> Iterator[None]:
     """No space is left for rank 0's file of these commits meanwhile: it leads to /dev/full."""
     planted = []
-    for step in steps:
-        path = commit_folder(run, step, generation) / "rank-00000.safetensors"
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True)
-            path.symlink_to("/dev/full")
-            planted.append(path)
     try:
+        for step in steps:
+            path = commit_folder(run, step, generation) / "rank-00000.safetensors"
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
+                path.symlink_to("/dev/full")
+                planted.append(path)
         yield
     finally:
         for path in planted:
-            with contextlib.suppress(OSError):  # a commit may have removed it in the meantime
-                path.unlink()
+            with contextlib.suppress(OSError):
+                if path.is_symlink():  # a commit may have removed it, and a later one may have its own file there
+                    path.unlink()
                 path.parent.rmdir()
                 path.parent.parent.rmdir()

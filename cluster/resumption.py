@@ -51,21 +51,22 @@ class Resumption:
         """The generation has made a commit, which need not be read to be believed."""
         self._sealed.add(commit_folder(self._run, step, self.number))
 
+    def doubt(self) -> None:
+        """Nothing goes on from the newest commit, time after time: believe none that has not been read."""
+        self._sealed.clear()
+
     def point(self) -> ResumePoint:
         """The commit to go on from, and which newer ones cannot be."""
         return resume_point(self._run, self._is_sound)
 
     def commit(self) -> Commit | None:
-        """The commit to go on from; says what newer ones are passed over. Raises RunFailed where this life has made some and none is there:
-        to begin anew would delete what may only be out of sight."""
+        """The commit to go on from; says what newer ones are passed over."""
         point = self.point()
         for folder, reason in point.passed_over:
             if folder not in self._passed_over:
                 self._say(f"commit {folder} is passed over: {reason}")
                 events.record(self._run, "passed_over", commit=folder, reason=reason)
         self._passed_over |= {folder for folder, _ in point.passed_over}
-        if self._sealed and point.commit is None:
-            raise RunFailed(f"{self._run}: its commits are gone or cannot be gone on from: {dict(point.passed_over) or 'nothing is there'}")
         return point.commit
 
     def draw(self) -> None:

@@ -130,6 +130,8 @@ class Run:
             elif outcome.cause in ("node", "preempted"):
                 failures = 0
             done_for = failures > allowed or fruitless >= FRUITLESS
+            if failures > 1:
+                self.resumption.doubt()
             self.board.say(f"generation ended: {outcome.reason}; step {step} is committed, {'giving up' if done_for else 'starting again'}")
             if done_for:
                 raise RunFailed(

@@ -6,6 +6,7 @@ Any process of the run may append.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -22,7 +23,8 @@ def record(run: Path, kind: str, durably: bool = False, **fields: Any) -> None:
     line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}) + "\n"
     file = os.open(run / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, line.encode())
+        if os.write(file, line.encode()) < len(line):  # ASCII
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "events.jsonl"))
         if durably:
             os.fsync(file)
     finally:

@@ -5,12 +5,15 @@ The report, the exporters and the sinks read this list; so do the generators of 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+from trainer.checkpoint.files import fsync
 
 TAIL_BYTES = 1 << 16  # which hold a line of metrics.jsonl
 PREFIX = "videomar_"
@@ -186,6 +189,7 @@ def cut_back(run: Path, step: int, check_owner: Callable[[], None]) -> tuple[int
             seconds += sum(told.get(part, 0.0) for part in ("step_seconds", "data_seconds", "checkpoint_seconds"))
     temporary = path.with_suffix(f".{os.getpid()}.part")
     temporary.write_text("".join(kept))
+    fsync(temporary)
     check_owner()  # at the last moment: a newer generation may be writing to the file already
     temporary.replace(path)
     return dropped, seconds
@@ -210,15 +214,19 @@ class MetricsLog:
     """metrics.jsonl, open for appending."""
 
     def __init__(self, run: Path) -> None:
-        self._file: TextIO = metrics_path(run).open("a")
+        self._path = metrics_path(run)
+        self._file: TextIO = self._path.open("a")
 
     def write(self, metrics: StepMetrics) -> None:
         self._file.write(json.dumps(asdict(metrics)) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Wait until all lines are on the disk; a commit must not be ahead of them."""
+        """Wait until all lines are on the disk; a commit must not be ahead of them. Raises OSError when they went to a file that another
+        process has put aside."""
         os.fsync(self._file.fileno())
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise OSError(errno.ESTALE, "another process has replaced the file", str(self._path))
 
 
 def read_metrics(run: Path) -> list[dict[str, object]]:

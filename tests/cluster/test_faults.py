@@ -68,6 +68,14 @@ def test_a_commit_to_a_full_disk_fails_and_leaves_nothing_behind(tmp_path: Path)
     write_data(path, [memoryview(b"weights")])
 
 
+def test_the_full_disk_takes_nothing_with_it_when_it_goes(tmp_path: Path) -> None:
+    path = commit_folder(tmp_path, 7, 2) / "rank-00000.safetensors"
+    with faults.full(tmp_path, [7], 2):
+        path.unlink()  # as an earlier commit tidies up
+        write_data(path, [memoryview(b"weights")])
+    assert path.read_bytes() == b"weights"
+
+
 def test_a_link_needs_a_network_and_kinds_must_be_known() -> None:
     assert "link" not in chosen(parser().read(["--seed", "1"]))
     assert chosen(parser().read(["--network", "--kinds", "link,node"])) == ["link", "node"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,19 +181,13 @@ def test_a_commit_that_was_made_in_this_life_is_not_read_again_and_any_other_is(
     assert here.commit() == commit
     with pytest.raises(UserError, match="every other commit is damaged"):
         Resumption(tmp_path, number, lambda text: None).commit()
-    (commit.folder / commit.files[0].name).write_bytes(b"who")
+    here.doubt()
     with pytest.raises(UserError, match="every other commit is damaged"):
         here.commit()
-
-
-def test_a_run_that_has_made_commits_never_begins_anew(tmp_path: Path) -> None:
-    number = lease.draw(tmp_path)
-    here = Resumption(tmp_path, number, lambda text: None)
-    assert here.commit() is None
-    commit = make_commit(tmp_path, RunState(step=3), number, "recipe")
     here.seal(3)
-    shutil.rmtree(commit.folder)
-    with pytest.raises(RunFailed, match="its commits are gone or cannot be gone on from: nothing is there"):
+    assert here.commit() == commit
+    (commit.folder / commit.files[0].name).write_bytes(b"who")
+    with pytest.raises(UserError, match="every other commit is damaged"):
         here.commit()
 
 

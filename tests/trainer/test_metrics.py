@@ -6,8 +6,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from trainer import events
-from trainer.metrics import TAIL_BYTES, StepMetrics, cut_back, last_line, last_step, metrics_path, read_metrics
+from trainer.metrics import TAIL_BYTES, MetricsLog, StepMetrics, cut_back, last_line, last_step, metrics_path, read_metrics
 
 FIXED = [
     *("step", "stage", "loss", "loss_by_frame", "grad_norm", "lr", "samples_consumed", "epoch", "tokens", "supervised_tokens"),
@@ -31,6 +33,14 @@ def test_a_restart_cuts_back_to_its_commit_and_drops_a_torn_line(tmp_path: Path)
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
     assert cut_back(tmp_path, 0, lambda: None) == (0, 0.0)
     assert read_metrics(tmp_path) == []
+
+
+def test_no_commit_follows_steps_that_went_to_a_file_that_is_not_there_any_more(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.sync()
+    cut_back(tmp_path, 0, lambda: None)  # a newer generation's
+    with pytest.raises(OSError, match="another process has replaced the file"):
+        log.sync()
 
 
 def test_events_are_appended_with_their_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ passed over. A writer whose generation is no longer the newest may not write a m
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from trainer.checkpoint.files import FileRecord, has_sizes, is_sound, remove_folder, write_durably
 from trainer.curriculum import RunState
-from trainer.events import read_events
+from trainer.events import read_events, standing
 from trainer.metrics import last_step
 
 MARKER = "commit.json"
@@ -90,8 +91,19 @@ def check_ids(commit: Commit, datasets: Collection[str], recipe: str) -> None:
 
 
 def folders(run: Path) -> list[Path]:
-    """The folders of all commits, valid or not, newest first."""
-    return sorted(run.glob("checkpoints/step-*/*"), key=lambda folder: (folder.parent.name, folder.name), reverse=True)
+    """The folders of all commits, valid or not, newest first. Raises OSError when the storage does not let us see."""
+    steps = [step for step in entries(run / "checkpoints") if step.name.startswith("step-")]
+    found = [folder for step in steps for folder in entries(step) if folder.name.isdigit()]
+    return sorted(found, key=lambda folder: (folder.parent.name, folder.name), reverse=True)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing in one that is not there, or not any more: another process may be tidying up."""
+    try:
+        with os.scandir(folder) as found:
+            return [Path(entry.path) for entry in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def commits(run: Path) -> list[Commit]:
@@ -115,18 +127,24 @@ class ResumePoint:
 def resume_point(run: Path, is_sound: Callable[[Path, tuple[FileRecord, ...]], bool] = is_sound) -> ResumePoint:
     """The newest commit that is whole and not a stale writer's. `is_sound` may remember what it has read before.
 
-    Raises UserError when commits are there and all are damaged: a run that began anew would delete them.
+    Raises UserError when none is, but commits are there that are damaged, or are told of and not there: a run that began anew would
+    delete what may only be out of sight.
     """
-    published, starts = last_step(run), generation_starts(read_events(run))
+    happened = read_events(run)
+    published, starts = last_step(run), generation_starts(happened)
     passed_over = []
     for folder in folders(run):
-        commit = read_commit(folder)
+        commit = read_commit(folder) or read_commit(folder)  # its marker may be written just now
         if commit and (fault := fault_of(commit, published, starts, is_sound)) is None:
             return ResumePoint(commit, tuple(passed_over))
         unread = DAMAGED if (folder / MARKER).exists() else "it was not finished"
         passed_over.append((f"{folder.parent.name}/{folder.name}", fault if commit else unread))
     if damaged := [name for name, fault in passed_over if fault == DAMAGED]:
         raise UserError(f"{run}: {damaged[0]} and every other commit is damaged: restore the files, or choose another run.name")
+    if told := commits_told_of(happened, starts):
+        raise UserError(
+            f"{run}: the commit of step {max(told)} is gone, and every other one: restore checkpoints, or choose another run.name"
+        )
     return ResumePoint(None, tuple(passed_over))
 
 
@@ -138,12 +156,22 @@ def fault_of(
     Steps are published before the commit that holds them, so a commit ahead of metrics.jsonl is a stale writer's; so is one behind whose
     step a later generation has started again.
     """
-    newer = [generation for generation, start in starts.items() if generation > commit.generation and start < commit.state.step]
-    if newer:
+    if newer := gone_back(commit.generation, commit.state.step, starts):
         return f"generation {min(newer)} has taken the run back behind it"
     if commit.state.step > published:
         return f"metrics.jsonl ends at step {published}, before it"
     return None if is_sound(commit.folder, commit.files) else DAMAGED
+
+
+def commits_told_of(happened: Sequence[dict[str, Any]], starts: dict[int, int]) -> list[int]:
+    """The steps of the commits that stand by what happened, wherever their files are."""
+    told = [event for event in standing(happened) if event["event"] in ("commit", "fork")]
+    return [event["step"] for event in told if event["event"] == "fork" or not gone_back(event["generation"], event["step"], starts)]
+
+
+def gone_back(generation: int, step: int, starts: dict[int, int]) -> list[int]:
+    """The later generations that have started before a step of this one."""
+    return [later for later, start in starts.items() if later > generation and start < step]
 
 
 def generation_starts(happened: Sequence[dict[str, Any]]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class Keeper:
             self.journal.sync()
             write_marker(commit, self.journal.check_owner)
             self.journal.check_owner()  # once more: a newer generation may be reading what would be deleted
-            prune(self.run, commit, self.keep)
             size, seconds = sum(file.bytes for file in commit.files), time.perf_counter() - begun
             self.journal.event("commit", step=commit.state.step, reason=commit.reason, seconds=seconds, bytes=size)
+            with contextlib.suppress(OSError):  # somebody reads there: the next commit deletes what is left
+                prune(self.run, commit, self.keep)

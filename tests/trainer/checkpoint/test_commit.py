@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from trainer import events, lease
 from trainer.checkpoint.commit import (
     MARKER,
     Commit,
+    ResumePoint,
     check_ids,
     commit_folder,
     commits,
@@ -99,6 +102,47 @@ def test_a_run_whose_commits_are_all_damaged_does_not_begin_anew(tmp_path: Path,
         damage(make(tmp_path, step).folder)
     published(tmp_path, 20)
     with pytest.raises(UserError, match="step-00000020/0001 and every other commit is damaged: restore the files"):
+        resume_point(tmp_path)
+
+
+def test_a_run_that_has_made_commits_never_begins_anew(tmp_path: Path) -> None:
+    events.record(tmp_path, "layout", generation=1, step=0)
+    commit = make(tmp_path, 10)
+    published(tmp_path, 10)
+    events.record(tmp_path, "commit", generation=1, step=10)
+    shutil.rmtree(commit.folder)
+    with pytest.raises(UserError, match="the commit of step 10 is gone, and every other one: restore checkpoints"):
+        resume_point(tmp_path)
+
+
+def test_a_commit_that_a_later_generation_went_back_behind_is_not_missed(tmp_path: Path) -> None:
+    events.record(tmp_path, "layout", generation=2, step=0)
+    events.record(tmp_path, "commit", generation=1, step=10)  # a stale writer's last words
+    assert resume_point(tmp_path).commit is None
+
+
+def test_what_another_process_tidies_up_or_left_behind_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = make(tmp_path, 10)
+    published(tmp_path, 10)
+    (tmp_path / "checkpoints" / "step-00000020").mkdir()
+    (tmp_path / "checkpoints" / "step-00000030").write_text("")
+    (tmp_path / "checkpoints" / "step-00000010" / "notes").mkdir()
+    listed = os.scandir
+
+    def vanishing(folder: Any) -> Any:
+        if Path(folder).name == "step-00000020":
+            Path(folder).rmdir()
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert resume_point(tmp_path) == ResumePoint(commit)
+    assert not (tmp_path / "checkpoints" / "step-00000020").exists()
+
+
+def test_commits_that_may_not_be_listed_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, 10)
+    monkeypatch.setattr(os, "scandir", lambda folder: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(PermissionError):
         resume_point(tmp_path)
 
 
