@@ -65,6 +65,7 @@ def run_stage(
             journal.step(StepMetrics(**metrics, checkpoint_seconds=keeper.saver.stall()))
             keeper.saver.check()
             if guard.gives_up(task.guard, state.guard):
+                keeper.saver.wait()  # it goes back to this commit
                 roll_back(task, state, committed, journal)
                 return
             ends = state.stage_step == change or promotion_reason(rule, state, task.bucket)
