@@ -1,5 +1,5 @@
-"""A bounded folder of whole shards that were fetched from S3, named by their checksum. Readers ask it for a copy and verify what
-they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
+"""A bounded folder of whole shards that were fetched from S3, named by their checksum, each with its index. Readers ask it for a copy
+and verify what they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
 
 import contextlib
 import fcntl
@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from data_pipeline import storage
+from data_pipeline.shard_index import index_path
 from data_pipeline.shards import ShardEntry
 from data_pipeline.storage import Location, StorageError
 
@@ -39,15 +40,19 @@ class ShardCache:
             with contextlib.suppress(StorageError, OSError):  # then ranged reads go on, and say what is the matter if it lasts
                 coming.result(max(0.0, began + PATIENCE - time.monotonic()))
         try:
-            descriptor = os.open(self._place(entry), os.O_RDONLY)
+            descriptor = os.open(self.place(entry), os.O_RDONLY)
         except OSError:
             return None
         os.utime(descriptor)  # the order in which copies make room
         return descriptor
 
+    def place(self, entry: ShardEntry) -> Path:
+        """Where the copy is, its index beside it, once they have come."""
+        return self.folder / f"{entry.sha256}.tar"
+
     def drop(self, entry: ShardEntry) -> None:
         """Forget a copy that was found damaged."""
-        self._place(entry).unlink(missing_ok=True)
+        _delete(self.place(entry))
 
     def want(self, shards: Sequence[tuple[Location, ShardEntry]]) -> None:
         """Starts to fetch in the background, in this order, those that are not here and not on their way, as far as there is room beside
@@ -59,7 +64,7 @@ class ShardCache:
     def _ask(self, path: Location, entry: ShardEntry, together: Collection[str]) -> None:
         with self._lock:
             known = self._coming.get(entry.sha256)
-            if self._place(entry).exists() or (known and not known[1].done()) or not self._make_room(entry.bytes, together):
+            if self.place(entry).exists() or (known and not known[1].done()) or not self._make_room(entry.bytes, together):
                 return
             if not self._threads:  # daemons: what is still to come must not hold up the end of a process
                 self._threads = [threading.Thread(target=self._work, name="shard-cache", daemon=True) for _ in range(DOWNLOADS)]
@@ -95,12 +100,14 @@ class ShardCache:
     def _bring(self, path: Location, entry: ShardEntry) -> None:
         """One process of all that share the folder fetches a shard, the others wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        locked = self._place(entry).with_suffix(".lock")
+        locked = self.place(entry).with_suffix(".lock")
         with locked.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it back from whoever is killed
-            if not self._place(entry).exists():
+            if not self.place(entry).exists():
+                with contextlib.suppress(FileNotFoundError), storage.atomic(index_path(self.place(entry)), durable=False) as temporary:
+                    temporary.write_bytes(storage.read_bytes(index_path(path)))
                 # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
-                with storage.atomic(self._place(entry), durable=False) as temporary:
+                with storage.atomic(self.place(entry), durable=False) as temporary:
                     storage.download(path, temporary)
             locked.unlink(missing_ok=True)
 
@@ -119,9 +126,11 @@ class ShardCache:
         for _, size, copy in others:
             if free < needed:
                 with contextlib.suppress(OSError):
-                    copy.unlink(missing_ok=True)
+                    _delete(copy)
                     free += size
         return free >= needed
 
-    def _place(self, entry: ShardEntry) -> Path:
-        return self.folder / f"{entry.sha256}.tar"
+
+def _delete(copy: Path) -> None:
+    for path in (copy, index_path(copy)):
+        path.unlink(missing_ok=True)

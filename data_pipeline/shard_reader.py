@@ -28,8 +28,9 @@ class ShardReader:
         self._descriptor: int | None = None
         if isinstance(path, Path):
             self._keep(self._open(path))
-        self._size = storage.size(path)
-        self._index = self._checked(read_index(path))
+        local, here = self._local_descriptor(), cache.place(entry) if cache and entry else path
+        self._size = storage.size(path) if local is None else os.fstat(local).st_size
+        self._index = self._checked((None if local is None else read_index(here)) or read_index(path))
 
     def __len__(self) -> int:
         return len(self._index.keys)

@@ -69,6 +69,20 @@ def test_a_shard_that_has_come_is_read_from_the_disk_alone(uploaded: S3Path, tmp
     assert len(s3_server.requests) == before
 
 
+def test_a_shard_that_has_come_is_opened_without_a_request(uploaded: S3Path, tmp_path: Path, s3_server: S3Server) -> None:
+    dataset = open_dataset(uploaded, ShardCache(tmp_path, 1 << 30))
+    entry, cache = shards(dataset)[0], dataset.cache
+    assert cache
+    cache.want([(shard_path(uploaded, entry), entry)])
+    cache.close()
+    before = len(s3_server.requests)
+    reader = ShardReader(shard_path(uploaded, entry), entry, cache)
+    assert reader.latent(0).any()
+    assert len(s3_server.requests) == before
+    cache.place(entry).with_suffix(".idx").unlink()
+    assert ShardReader(shard_path(uploaded, entry), entry, cache).keys == reader.keys
+
+
 def test_a_shard_damaged_in_s3_is_named_whichever_way_it_is_read(uploaded: S3Path, tmp_path: Path) -> None:
     dataset = open_dataset(uploaded, ShardCache(tmp_path, 1 << 30))
     entry = shards(dataset)[0]
@@ -135,10 +149,10 @@ def test_what_many_share_is_fetched_once(bucket: S3Path, tmp_path: Path, s3_serv
         cache.want([(shard_path(bucket, entry), entry) for entry in entries])
     for cache in caches:
         cache.close()
-    assert {path.name for path in tmp_path.iterdir()} == {f"{entry.sha256}.tar" for entry in entries}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{entry.sha256}{kind}" for entry in entries for kind in (".tar", ".idx")}
     asked = Counter(path for method, path in s3_server.requests[before:] if method == "GET")
     assert set(asked.values()) == {1}
-    assert len(asked) == len(entries)
+    assert len(asked) == 2 * len(entries)
 
 
 def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads(bucket: S3Path, tmp_path: Path) -> None:
