@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.filters import FilterThresholds
 from data_pipeline.shard_cache import ShardCache
@@ -22,6 +22,13 @@ class Section(BaseModel):
 class RunSection(Section):
     root: str = "runs"
     name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
+
+    @field_validator("root")
+    @classmethod
+    def is_a_folder(cls, root: str) -> str:
+        if "://" in root:
+            raise ValueError("runs live in a folder that every node mounts; data sets may be in S3 (data.root)")
+        return root
 
 
 class SyntheticSection(Section):
