@@ -1,5 +1,5 @@
-"""The parts of a recipe that say where a run and its data are and what training starts from, and what every part is. config.py puts
-them together."""
+"""The sections of a recipe, every key with its default and what it means. config.py puts them together. Stages are in curriculum.py, the
+guard's keys in guard.py, those of data.filters in data_pipeline/filters.py."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
-    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already; its WORLD_SIZE takes the place of workers
     workers: int = Field(2, ge=1)  # wanted
     min_workers: int | None = Field(None, ge=1)  # with which the run starts and goes on; default: workers
     max_workers: int | None = Field(None, ge=1)  # that it takes when nodes join; default: workers
