@@ -18,7 +18,7 @@ examples:
   python trainer/main.py encode data.videos=/path/to/videos data.captions=/path/to/captions.csv
   python trainer/main.py encode recipe=videomar-256 data.videos=s3://bucket/videos data.root=s3://bucket/datasets
 
-Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+Keys are those of the recipe: see README.md, Recipes and keys."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

@@ -17,7 +17,7 @@ examples:
   python trainer/main.py stop
   python trainer/main.py stop run.root=/shared/runs run.name=second
 
-Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+Keys are those of the recipe: see README.md, Recipes and keys."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

@@ -30,7 +30,7 @@ examples:
   python trainer/main.py train data.videos=/path/to/videos
   python trainer/main.py train recipe=my-recipe.yaml run.name=second train.lr=5e-4
 
-Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+Keys are those of the recipe: see README.md, Recipes and keys."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

@@ -28,7 +28,7 @@ examples:
   python trainer/main.py verify data.videos=/path/to/videos
   python trainer/main.py verify data.videos=/path/to/videos data.tokenizer=/path/to/weights
 
-Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+Keys are those of the recipe: see README.md, Recipes and keys."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

@@ -19,7 +19,7 @@ from data_pipeline.buckets import Bucket, latent_shape
 from data_pipeline.epochs import Epochs
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.order import EpochOrder, Mixture
+from data_pipeline.order import EpochOrder
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_reader import ShardReader
 from data_pipeline.shards import ShardEntry, shard_path, source_of, unpack
@@ -217,24 +217,6 @@ class SampleSet:
 
     def _open(self, entry: ShardEntry) -> ShardReader:
         return ShardReader(shard_path(self._dataset.folder, entry), entry, self._dataset.cache)
-
-
-@dataclass(frozen=True)
-class MixedBatches:
-    """Batches of several buckets in turn: all that a run has to remember of them is the step it stands at.
-
-    sizes: samples per batch of each set, whose buckets differ in shape.
-    """
-
-    sets: tuple[SampleSet, ...]
-    sizes: tuple[int, ...]
-    mixture: Mixture
-
-    def at(self, step: int) -> tuple[SampleSet, range]:
-        """The set that a step's batch comes from, and the positions of its samples."""
-        bucket, before = self.mixture.at(step)
-        size = self.sizes[bucket]
-        return self.sets[bucket], range(before * size, (before + 1) * size)
 
 
 def tokenizer_at(folder: Location) -> VideoTokenizer:

@@ -1,11 +1,9 @@
-"""The order in which samples are visited, as a pure function of (seed, bucket, epoch, position), and the mixture of buckets
-as one of (seed, step): no state, no files. The loader calls it; it must not know ranks, workers or world size, which is why
-none of them can change the order."""
+"""The order in which samples are visited, as a pure function of (seed, bucket, epoch, position): no state, no files. The loader
+calls it; it must not know ranks, workers or world size, which is why none of them can change the order."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -68,53 +66,6 @@ class EpochOrder:
         places = np.searchsorted(ends, samples, side="right")
         start = int(self._ends[window * self._window - 1]) if window else 0
         return start, shards[places], samples - (ends - self._counts[shards])[places]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Which bucket each step of a stage takes its batch from, when it trains on several with these relative weights.
-
-    In every block of BLOCK steps each bucket has its share (rounded by largest remainder, at least one step), in an order
-    drawn for the block. A bucket's own samples are taken in its own order: all its positions, without a gap.
-    """
-
-    weights: tuple[float, ...]
-    seed: int
-
-    BLOCK = 100  # steps
-
-    def __post_init__(self) -> None:
-        if not self.weights or min(self.weights) <= 0 or not np.isfinite(self.weights).all():
-            raise ValueError(f"weights {list(self.weights)} of a mixture must be positive numbers")
-        if len(self.weights) > self.BLOCK:
-            raise ValueError(f"a mixture has at most {self.BLOCK} buckets, not {len(self.weights)}")
-
-    def at(self, step: int) -> tuple[int, int]:
-        """(bucket, how many steps before this one took the same bucket)."""
-        block, place = divmod(step, self.BLOCK)
-        shares = _shares(self.weights)
-        drawn = _deal(shares, self.seed, block)
-        bucket = int(drawn[place])
-        return bucket, block * shares[bucket] + int(np.count_nonzero(drawn[:place] == bucket))
-
-
-@lru_cache(maxsize=16)
-def _shares(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """How many steps of a block each bucket has."""
-    exact = np.array(weights) / sum(weights) * Mixture.BLOCK
-    shares = np.floor(exact).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: Mixture.BLOCK - int(shares.sum())]] += 1
-    while not shares.all():
-        shares[shares.argmax()] -= 1
-        shares[shares.argmin()] += 1
-    return tuple(shares.tolist())
-
-
-@lru_cache(maxsize=16)
-def _deal(shares: tuple[int, ...], seed: int, block: int) -> Indices:
-    """The bucket of each step of a block."""
-    deck = np.repeat(np.arange(len(shares)), shares)
-    return deck[_permutation(Mixture.BLOCK, seed, "mixture", block)]
 
 
 def _keyed_philox(*key: int | str) -> np.random.Philox:

@@ -165,15 +165,6 @@ def delete(path: Location) -> None:
         path.unlink(missing_ok=True)
 
 
-def delete_tree(folder: Location) -> None:
-    """Removes every file below a folder, and a local folder itself."""
-    if isinstance(folder, S3Path):
-        for path, _ in s3.list_files(folder):
-            s3.delete(path)
-    else:
-        shutil.rmtree(folder, ignore_errors=not folder.exists())
-
-
 def sync(path: Path) -> None:
     """Waits until a local file's data, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -38,15 +38,6 @@ def skip_causal(query: Part, key: Part) -> bool:
     return key.unit < query.unit + (query.copy == 0)
 
 
-def windowed(rule: Rule, sink: int, window: int) -> Rule:
-    """The rule, but of the earlier units only the first `sink` and the last `window` (the query's own included) are seen."""
-
-    def within(query: Part, key: Part) -> bool:
-        return rule(query, key) and (key.unit < sink or query.unit - key.unit < window)
-
-    return within
-
-
 @dataclass(frozen=True)
 class Visibility:
     """A rule applied to a sequence of parts."""
@@ -68,7 +59,7 @@ class Visibility:
 
     @cached_property
     def clean(self) -> list[int]:
-        """Places of the clean parts: laid end to end, what any part sees of them is one run, or with a window two."""
+        """Places of the clean parts: laid end to end, what any part sees of them is one run under either rule."""
         return [place for place, part in enumerate(self.parts) if not part.copy]
 
     @cached_property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import random
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -13,6 +12,8 @@ import uuid
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.ports import free_port
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph")
 KEY, SECRET = "key-of-the-tests", "secret-of-the-tests"
@@ -159,8 +160,3 @@ class UnreliableProxy:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

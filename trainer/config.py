@@ -190,7 +190,7 @@ def explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         nearest = nearest_key(key)
-        return f"{key}: unknown key" + (f"; did you mean {nearest}?" if nearest else "; see trainer/sections.py for the keys")
+        return f"{key}: unknown key" + (f"; did you mean {nearest}?" if nearest else "; see README.md, Recipes and keys")
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; the recipe must give it"
     value, problem = first.get("input"), first["msg"].removeprefix("Value error, ")

@@ -51,7 +51,7 @@ commands:
 Keys are those of the recipe, dotted, e.g.
   python trainer/main.py data.videos=/path/to/videos train.lr=5e-4
   python trainer/main.py recipe=my-recipe.yaml run.name=second curriculum.stages.0.promotion.max_steps=200
-The default recipe is trainer/recipes/toy.yaml; every key and its default stands in trainer/sections.py."""
+The default recipe is trainer/recipes/toy.yaml; for the keys see README.md, Recipes and keys."""
 
 
 def main(arguments: list[str] | None = None) -> int:

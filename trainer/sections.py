@@ -1,5 +1,5 @@
-"""The parts of a recipe that say where a run and its data are and what training starts from, and what every part is. config.py puts
-them together."""
+"""The sections of a recipe, every key with its default and what it means. config.py puts them together. Stages are in curriculum.py, the
+guard's keys in guard.py, those of data.filters in data_pipeline/filters.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.filters import FilterThresholds
 from data_pipeline.shard_cache import ShardCache
@@ -22,6 +22,13 @@ class Section(BaseModel):
 class RunSection(Section):
     root: str = "runs"
     name: str | None = None  # default: the recipe's name, with the videos' folder behind it when there is one
+
+    @field_validator("root")
+    @classmethod
+    def is_a_folder(cls, root: str) -> str:
+        if "://" in root:
+            raise ValueError("runs live in a folder that every node mounts; data sets may be in S3 (data.root)")
+        return root
 
 
 class SyntheticSection(Section):
@@ -88,7 +95,7 @@ class ModelSection(Section):
 
 
 class ClusterSection(Section):
-    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already, cluster.workers is their number
+    launcher: Literal["ray", "torchrun"] = "ray"  # torchrun: the processes are there already; its WORLD_SIZE takes the place of workers
     workers: int = Field(2, ge=1)  # wanted
     min_workers: int | None = Field(None, ge=1)  # with which the run starts and goes on; default: workers
     max_workers: int | None = Field(None, ge=1)  # that it takes when nodes join; default: workers
@@ -211,8 +218,8 @@ class SimulateSection(Section):
     storage_bytes_per_second: float = Field(10e9, gt=0)  # of all devices together, for commits
     measured: str | None = None  # a run's folder, whose restarts are taken instead of the measured ones below
     detect_seconds: float = Field(0.042, ge=0)  # from the death of a process to the end of its group
-    detect_node_seconds: float = Field(10.44, ge=0)  # the same of a node
-    replan_seconds: float = Field(1.038, ge=0)  # from there to the start of the next group
+    detect_node_seconds: float = Field(9.4, ge=0)  # the same of a node, with all that its loss takes more before the next group starts
+    replan_seconds: float = Field(1.038, ge=0)  # from there to the start of the next group, after either
     start_seconds: float = Field(0.544, ge=0)  # of a group until its engine is built
     load_seconds: float = Field(0.046, ge=0)  # of a commit, besides reading it
     copy_bytes_per_second: float = Field(17.5e9, gt=0)  # of a device into its host's memory, for which training waits at a commit

@@ -13,15 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cluster.hosts import Hosts
 from cluster.session import REPOSITORY
+from tests.e2e.job import wait_until
 
 STEP_SECONDS = 0.05  # about the toy's
-PATIENCE = 300.0
 
 
 def is_installed() -> bool:
@@ -73,15 +72,6 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert process.poll() is None, "Ray Train's driver has ended"
-        assert time.monotonic() < deadline, "Ray Train has made no step"
-        time.sleep(0.05)
-    return found
-
-
 def seconds(hosts: Hosts, folder: Path) -> dict[str, float]:
     """From a start, from the death of a worker and from that of a node to the next completed step."""
     folder.mkdir()
@@ -95,9 +85,9 @@ def seconds(hosts: Hosts, folder: Path) -> dict[str, float]:
         return next((line["at"] for line in steps(folder) if line["at"] > moment and line["pid"] not in pids), None)
 
     try:
-        found["start"] = wait_for(lambda: step_after(began, set()), process) - began
+        found["start"] = wait_until(lambda: step_after(began, set()), process) - began
         for kind in ("worker", "node"):
-            wait_for(lambda: len(steps(folder)) and steps(folder)[-1]["step"] % 10 > 5 and steps(folder)[-1]["world"] == 2, process)
+            wait_until(lambda: len(steps(folder)) and steps(folder)[-1]["step"] % 10 > 5 and steps(folder)[-1]["world"] == 2, process)
             old = {line["pid"] for line in steps(folder)}
             victim = json.loads((folder / "rank-1.jsonl").read_text().splitlines()[-1])["pid"]
             began = time.time()
@@ -105,7 +95,7 @@ def seconds(hosts: Hosts, folder: Path) -> dict[str, float]:
                 os.kill(victim, signal.SIGKILL)
             else:
                 hosts.kill(1)
-            found[kind] = wait_for(lambda began=began, old=old: step_after(began, old), process) - began
+            found[kind] = wait_until(lambda began=began, old=old: step_after(began, old), process) - began
         return found
     finally:
         (folder / "stop").touch()

@@ -20,7 +20,8 @@ from typing import Any
 from cluster.hosts import Hosts, trainers
 from tests.benchmarks import ray_train
 from tests.benchmarks.machine import publish
-from tests.cluster.elastic import finish, happened, recipe, start, stepped, wait_until
+from tests.cluster.elastic import finish, happened, recipe, start, stepped
+from tests.e2e.job import wait_until
 from trainer.heartbeat import MILESTONES
 
 GATES = {"worker": 3.0, "stage": 4.0, "node": 12.0, "growth": 6.0}

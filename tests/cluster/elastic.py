@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,6 @@ def finish(process: subprocess.Popen[str], seconds: float = PATIENCE) -> str:
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out
     return out
-
-
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Until it holds; fails when the run ends first."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def stepped(run: Path, stage: str, steps: int) -> Callable[[], bool]:

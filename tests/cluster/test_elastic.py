@@ -12,8 +12,8 @@ import pytest
 from cluster.gang import START_FAILURES
 from cluster.hosts import Hosts, trainers
 from cluster.run import TRAINER
-from tests.cluster.elastic import compare, finish, happened, recipe, start, stepped, wait_until
-from tests.e2e.job import environment
+from tests.cluster.elastic import compare, finish, happened, recipe, start, stepped
+from tests.e2e.job import environment, wait_until
 from trainer import lease
 
 pytestmark = pytest.mark.timeout(600)

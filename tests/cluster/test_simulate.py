@@ -46,12 +46,21 @@ def test_the_named_measurements_are_there_and_are_the_defaults() -> None:
     for name, (file, parts) in SOURCES.items():
         if parts:
             measurement = json.loads((REPOSITORY / file).read_text())
-            value = sum(reduce(getitem, part.split("."), measurement) for part in parts)
+            signed = [(part.removeprefix("-"), -1 if part.startswith("-") else 1) for part in parts]
+            value = sum(sign * reduce(getitem, part.split("."), measurement) for part, sign in signed)
             assert SimulateSection.model_fields[name].default == pytest.approx(value, rel=0.02), name
     plain = json.loads((REPOSITORY / RECOVERY).read_text())["ray_train_seconds"]
     assert (plain["worker"], plain["node"]) == pytest.approx((PLAIN_PROCESS, PLAIN_NODE), rel=0.02)
     checkpoint = json.loads((REPOSITORY / CHECKPOINT).read_text())
     assert checkpoint["sizes"]["toy"]["bytes_per_parameter"] == pytest.approx(BYTES_PER_PARAMETER, rel=1e-3)
+
+
+def test_a_lost_node_costs_in_all_what_was_measured_of_one() -> None:
+    measured_parts = json.loads((REPOSITORY / RECOVERY).read_text())["seconds"]["node"]
+    until_loaded = sum(measured_parts[part] for part in ("detect", "draw", "forked", "grouped", "built", "loaded"))
+    section = SimulateSection()
+    told = section.detect_node_seconds + section.replan_seconds + section.start_seconds + section.load_seconds
+    assert told == pytest.approx(until_loaded, rel=0.02)
 
 
 def test_a_run_is_predicted_from_its_own_records() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.decode import DecodeError, Picture, Resizer, VideoFile
+from data_pipeline.tokenizers.quality import psnr
 
 from .conftest import moving_frames, write_turned
 
@@ -16,10 +17,6 @@ Writer = Callable[..., Path]
 def decoded(path: Path) -> tuple[list[Picture], int]:
     video = VideoFile(path)
     return list(video), video.errors
-
-
-def psnr(one: np.ndarray, two: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((one.astype(float) - two) ** 2)))
 
 
 def test_pictures_come_in_order_with_their_times_sizes_and_colours(write_video: Writer) -> None:

@@ -13,8 +13,7 @@ import pytest
 from data_pipeline import order
 from data_pipeline.clips import clips_of
 from data_pipeline.errors import UserError
-from data_pipeline.loader import Dataset, MixedBatches, open_dataset, prefetch
-from data_pipeline.order import Mixture
+from data_pipeline.loader import Dataset, open_dataset, prefetch
 from data_pipeline.shards import Sample, write_shard
 
 from .conftest import Encoded
@@ -154,19 +153,6 @@ def test_ten_million_samples_are_sought_with_flat_memory_and_the_work_of_one_win
     assert peak < 30e6
     assert sorted(set(sorted_at_once)) == [4000, 10_000]  # the samples of one window; once per epoch, the shards
     assert sorted_at_once.count(10_000) == 1
-
-
-def test_a_mixture_of_sets_walks_each_of_them_without_a_gap_from_any_step(encoded: Encoded) -> None:
-    sets = tuple(encoded.dataset.split(bucket, "train", 0) for bucket in encoded.dataset.manifest.buckets)
-    mixed = MixedBatches(sets, (4, 2), Mixture((2.0, 1.0), 0))
-    seen: dict[int, list[int]] = {0: [], 1: []}
-    for step in range(100):
-        chosen, positions = mixed.at(step)
-        seen[sets.index(chosen)] += positions
-    assert all(positions == list(range(len(positions))) for positions in seen.values())
-    assert [len(seen[number]) for number in (0, 1)] == [67 * 4, 33 * 2]
-    chosen, positions = mixed.at(57)  # a run that starts again knows the step alone
-    assert len(chosen.fetch(positions).keys) == len(positions)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

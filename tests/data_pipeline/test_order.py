@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.order import EpochOrder, Mixture, keyed_generator, wrap
+from data_pipeline.buckets import Bucket
+from data_pipeline.order import EpochOrder, keyed_generator, wrap
+from trainer.curriculum import Mix, Promotion, RunState, Stage
+from trainer.mixture import Ingredient, ingredients
 from trainer.units import deal
+
+Visit = tuple[str, int, tuple[int, int]]  # bucket, epoch, (shard, row)
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(sum)
 SEEDS = st.integers(0, 2**40)
+STRIDE = (4, 8, 8)
+OWN, MIXED = (9, 16, 16), ((5, 16, 16), (1, 16, 16))  # frames x height x width of a stage, and of what is mixed into it
 
 
 @given(COUNTS, SEEDS, st.integers(0, 5), st.integers(1, 5))
@@ -48,112 +55,94 @@ class WithReplacement(EpochOrder):
 
 @dataclass(frozen=True)
 class Data:
-    """A mixture of buckets, each with shards of these sizes and batches of so many samples."""
+    """A stage, and the sizes of the shards of each of its buckets."""
 
-    counts: tuple[tuple[int, ...], ...]
-    batches: tuple[int, ...]
-    weights: tuple[float, ...]
+    stage: Stage
+    counts: dict[str, tuple[int, ...]]
     seed: int
     order: type[EpochOrder] = EpochOrder
 
-    def batch(self, step: int, world: int) -> list[tuple[int, int, tuple[int, int]]]:
-        """(bucket, epoch, sample) of a step's global batch, put together from what each of `world` ranks fetches for itself."""
-        bucket, before = Mixture(self.weights, self.seed).at(step)
-        size, samples = self.batches[bucket], sum(self.counts[bucket])
-        found: dict[int, tuple[int, int, tuple[int, int]]] = {}
-        for units in deal([1] * size, dp=min(world, size), micro_batch=2):
+    def step(self, state: RunState, world: int) -> tuple[list[Visit], RunState]:
+        """(what the step that comes next visits of every bucket, the state after it)."""
+        parts = ingredients(self.stage.at(state.stage_step), STRIDE)
+        visited = [visit for part in parts for visit in self.visited(part, state.samples.get(part.bucket, 0), world)]
+        return visited, state.stepped({part.bucket: part.samples for part in parts}, False, state.guard)
+
+    def visited(self, part: Ingredient, consumed: int, world: int) -> list[Visit]:
+        """A step's samples of one bucket, put together from what each of `world` ranks fetches for itself."""
+        counts = self.counts[part.bucket]
+        found: dict[int, Visit] = {}
+        for units in deal([1] * part.samples, dp=min(world, part.samples), micro_batch=2):
             orders: dict[int, EpochOrder] = {}
             for unit in units:
                 for row, weight in zip(unit.samples, unit.weights, strict=True):
-                    epoch, index = wrap(before * size + row, samples)
-                    order = orders.setdefault(epoch, self.order(self.counts[bucket], self.seed, f"bucket{bucket}", epoch))
+                    epoch, index = wrap(consumed + row, sum(counts))
+                    order = orders.setdefault(epoch, self.order(counts, self.seed, part.bucket, epoch))
                     if weight:
                         assert row not in found, "two ranks fetched the same sample"
-                        found[row] = bucket, epoch, order[index]
-        return [found[row] for row in range(size)]
+                        found[row] = part.bucket, epoch, order[index]
+        return [found[row] for row in range(part.samples)]
 
 
-def undisturbed(data: Data, steps: int) -> list[list[tuple[int, int, tuple[int, int]]]]:
-    return [data.batch(step, 1) for step in range(steps)]
+def run(data: Data, steps: int, attempts: Sequence[tuple[int, int, int]] = ()) -> list[list[Visit]]:
+    """The steps that count, of a run whose attempts each have a world size, die after so many steps, and lose so many of them.
 
-
-def disturbed(data: Data, steps: int, attempts: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, tuple[int, int]]]]:
-    """The batches that count, of a run whose attempts each have a world size, die after so many steps, and lose so many of them.
-
-    All that one attempt hands to the next is the number of the step to go on with.
+    All that one attempt hands to the next is the state of its last commit.
     """
-    committed: list[list[tuple[int, int, tuple[int, int]]]] = []
+    counted: list[list[Visit]] = []
+    committed = RunState()
     for world, lasts, lost in [*attempts, (1, steps, 0)]:
-        step = len(committed)  # the state
-        done = [data.batch(number, world) for number in range(step, min(steps, step + lasts))]
-        committed += done[: len(done) - lost] if lost and len(committed) + len(done) < steps else done
-    return committed
+        state, done = committed, []
+        for _ in range(min(lasts, steps - committed.step)):
+            visited, state = data.step(state, world)
+            done.append((visited, state))
+        if kept := done[: max(0, len(done) - lost)]:
+            counted += [visited for visited, _ in kept]
+            _, committed = kept[-1]
+    return counted
 
 
-def visits(data: Data, batches: list[list[tuple[int, int, tuple[int, int]]]]) -> dict[tuple[int, int], Counter[tuple[int, int]]]:
+def visits(batches: list[list[Visit]]) -> dict[tuple[str, int], Counter[tuple[int, int]]]:
     """How often each sample was visited, by (bucket, epoch), of the epochs that were finished."""
-    found: dict[tuple[int, int], Counter[tuple[int, int]]] = {}
+    found: dict[tuple[str, int], Counter[tuple[int, int]]] = {}
     for bucket, epoch, place in (visit for batch in batches for visit in batch):
         found.setdefault((bucket, epoch), Counter())[place] += 1
     last = {bucket: max(epoch for other, epoch in found if other == bucket) for bucket, _ in found}
     return {key: counter for key, counter in found.items() if key[1] < last[key[0]]}
 
 
-BUCKETS = st.lists(
-    st.tuples(st.lists(st.integers(0, 20), min_size=1, max_size=9).filter(sum).map(tuple), st.integers(1, 13), st.floats(0.1, 10)),
-    min_size=1,
-    max_size=3,
-)
+def stage_of(tokens: int, mixed: Sequence[tuple[float, int | None]] = ()) -> Stage:
+    """A stage of 9x16x16, with so many of the other shapes mixed in: each with its share, and for so many steps."""
+    mix = tuple(Mix(*shape, share=share, steps=steps) for shape, (share, steps) in zip(MIXED, mixed, strict=False))
+    return Stage("short", *OWN, tokens_per_step=tokens, promotion=Promotion(max_steps=1000), mix=mix)
+
+
+SHARDS = st.lists(st.integers(0, 20), min_size=1, max_size=9).filter(sum).map(tuple)
+MIXES = st.lists(st.tuples(st.floats(0.05, 0.45), st.none() | st.integers(1, 40)), max_size=2)
 ATTEMPTS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 12), st.integers(0, 5)), max_size=6)
 
 
 @settings(max_examples=80, deadline=None)
-@given(BUCKETS, SEEDS, ATTEMPTS)
+@given(st.integers(12, 144), MIXES, st.tuples(SHARDS, SHARDS, SHARDS), SEEDS, ATTEMPTS)
 def test_whatever_is_killed_or_resized_every_epoch_of_every_bucket_visits_each_sample_once(
-    buckets: list[tuple[tuple[int, ...], int, float]], seed: int, attempts: list[tuple[int, int, int]]
+    tokens: int,
+    mixed: list[tuple[float, int | None]],
+    shards: tuple[tuple[int, ...], ...],
+    seed: int,
+    attempts: list[tuple[int, int, int]],
 ) -> None:
-    counts, batches, weights = zip(*buckets, strict=True)
-    data = Data(counts, batches, weights, seed)
-    steps = 40
-    seen = disturbed(data, steps, attempts)
-    assert seen == undisturbed(data, steps)
-    for (bucket, _), counter in visits(data, seen).items():
+    counts = {Bucket(*shape).id: sizes for shape, sizes in zip((OWN, *MIXED), shards, strict=True)}
+    data = Data(stage_of(tokens, mixed), counts, seed)
+    seen = run(data, 40, attempts)
+    assert seen == run(data, 40)
+    assert {bucket for bucket, _, _ in seen[0]} == {Bucket(*shape).id for shape in (OWN, *MIXED[: len(mixed)])}
+    for (bucket, _), counter in visits(seen).items():
         assert counter == Counter((shard, row) for shard, size in enumerate(counts[bucket]) for row in range(size))
 
 
 def test_sampling_with_replacement_would_be_noticed() -> None:
-    data = Data(((9, 14, 3),), (4,), (1.0,), 0, WithReplacement)
-    found = visits(data, undisturbed(data, 20))
-    assert max(found[0, 0].values()) > 1
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), SEEDS, st.integers(0, 3000))
-def test_a_mixture_takes_every_bucket_in_its_share_and_without_a_gap(weights: list[float], seed: int, start: int) -> None:
-    mixture = Mixture(tuple(weights), seed)
-    first = start // Mixture.BLOCK * Mixture.BLOCK
-    taken = [mixture.at(step) for step in range(first, first + Mixture.BLOCK)]
-    for bucket, weight in enumerate(weights):
-        ordinals = [before for other, before in taken if other == bucket]
-        assert ordinals == list(range(ordinals[0], ordinals[0] + len(ordinals)))
-        assert ordinals[0] == first // Mixture.BLOCK * len(ordinals)
-        share = weight / sum(weights) * Mixture.BLOCK
-        assert len(ordinals) >= 1
-        assert abs(len(ordinals) - share) < 1 or share < 1 or len(weights) > 2
-
-
-def test_a_mixture_is_exact_where_the_weights_are() -> None:
-    assert Counter(Mixture((0.7, 0.3), 0).at(step)[0] for step in range(200)) == {0: 140, 1: 60}
-    assert [Mixture((1.0,), 5).at(step) for step in (0, 99, 100, 12345)] == [(0, 0), (0, 99), (0, 100), (0, 12345)]
-    assert Counter(Mixture((1.0, 1e-9), 0).at(step)[0] for step in range(100)) == {0: 99, 1: 1}
-
-
-def test_a_mixture_of_nothing_or_of_impossible_weights_is_refused() -> None:
-    for weights in ((), (1.0, 0.0), (1.0, -1.0), (float("nan"),), (float("inf"), 1.0)):
-        with pytest.raises(ValueError, match="must be positive numbers"):
-            Mixture(weights, 0)
-    with pytest.raises(ValueError, match="at most 100 buckets"):
-        Mixture((1.0,) * 101, 0)
+    data = Data(stage_of(48), {"9x16x16": (9, 14, 3)}, 0, WithReplacement)
+    assert max(visits(run(data, 20))["9x16x16", 0].values()) > 1
 
 
 def test_what_is_read_next_is_the_window_of_the_index_and_the_one_after() -> None:

@@ -75,13 +75,14 @@ def run(arguments: list[str], folder: Path) -> tuple[int, str, str]:
     return finish(start(arguments, folder))
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until the condition holds; fails when the job ends first."""
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[Any]) -> Any:
+    """What the condition gives once it holds; fails when the job ends first."""
     deadline = time.monotonic() + TIMEOUT
-    while not condition():
+    while not (found := condition()):
         assert process.poll() is None, f"the job ended early: {process.communicate()}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

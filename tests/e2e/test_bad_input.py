@@ -85,6 +85,12 @@ def test_a_run_root_that_cannot_be_written_is_named(capsys: pytest.CaptureFixtur
     assert "cannot be written" in refused([*SMALL, "run.root=/proc/videomar"], capsys)
 
 
+@pytest.mark.parametrize("where", ["s3://bucket/runs", "gs://bucket/runs"])
+def test_a_run_root_that_is_no_folder_is_refused(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused([*SMALL, f"run.root={where}"], capsys)
+    assert f"run.root={where}: runs live in a folder that every node mounts; data sets may be in S3 (data.root)" in line
+
+
 def test_a_run_root_below_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert f"{tmp_path / 'file'}" in refused([*SMALL, f"run.root={tmp_path / 'file' / 'runs'}"], capsys)

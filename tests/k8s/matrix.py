@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from trainer.config import read_recipe
+
 K8S = Path(__file__).parents[2] / "k8s"
 CHART = K8S / "chart"
 NAMESPACE = "research"
@@ -30,8 +32,12 @@ GPU = {"minReplicas": 2, "maxReplicas": 4, "cpu": 16, "gpus": 8, "memory": "64Gi
 OPTIONS: dict[str, dict[str, Any]] = {
     "autoscaling": {"autoscaling": {"enabled": True}, "pools": {"train": {"maxReplicas": 8}, "encodeCpu": {"enabled": True}}},
     "gcs": {"gcsFaultTolerance": {"enabled": True, "redisAddress": "redis:6379", "redisSecretName": "redis"}},
-    "gpus": {"pools": {"train": GPU, "encodeGpu": {"enabled": True}}, "network": {"rdma": {"enabled": True, "count": 8}}},
-    "own-recipe": {"run": {"content": {"train": {"lr": 1e-3}}, "overrides": {"seed": 3}, "videos": "s3://v/x"}},
+    "gpus": {
+        "run": {"recipe": "videomar-256"},
+        "pools": {"train": GPU, "encodeGpu": {"enabled": True}},
+        "network": {"rdma": {"enabled": True, "count": 8}},
+    },
+    "own-recipe": {"run": {"content": read_recipe("toy"), "overrides": {"seed": 3}, "videos": "s3://v/x"}},
     "open": {
         "security": {"auth": {"mode": "disabled"}},
         "network": {"policy": {"enabled": False}},

@@ -19,12 +19,9 @@ from typing import Any
 
 import yaml
 
+from tests.ports import free_port
+
 PATIENCE = 180.0
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]
 
 
 def answers(port: int) -> bool:

@@ -22,10 +22,11 @@ import yaml
 from k8s.generate import alerts
 from k8s.generate.panels import Panel
 from tests.e2e.job import REPOSITORY, SMALL, lines
+from tests.ports import free_port
 from trainer.config import load
 
 from .matrix import RELEASE, objects
-from .services import Prometheus, RayHead, free_port, prometheus, ray_head, wait_for
+from .services import Prometheus, RayHead, prometheus, ray_head, wait_for
 
 TOKEN = "canary-9f4c1e7b62d84a35"  # of Ray
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-77b0e2d1c95a"}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.checks import check_stages
 from k8s.generate.documents import commented
+from trainer.config import load
 
 from .matrix import CHART, NAMESPACE, RELEASE, objects, pods, renderings
 from .policy import scan
 from .validation import Schemas, problems
 
 RENDERINGS = renderings()
+JOBS = [name for name, values in RENDERINGS.items() if values.get("mode", "RayJob") == "RayJob"]
 # Findings of the policy scan that are meant, and why.
 EXPLAINED = {
     ("head", "-", "service-account-token"): "Ray's autoscaler runs in the head pod and talks to Kubernetes; only with autoscaling.enabled",
@@ -150,6 +154,19 @@ def test_the_run_asks_for_what_the_train_pool_holds(chart: Any) -> None:
     on_gpu = entrypoint({"cpu": "64", "minReplicas": 3, "maxReplicas": 3, "gpus": 8})
     assert "cluster.workers=2 cluster.cpus_per_worker=4 metrics" in on_cpu
     assert "cluster.workers=24 cluster.cpus_per_worker=8 cluster.gpus_per_worker=1" in on_gpu
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_runs_a_recipe_whose_stages_can_be_spread_over_its_workers(chart: Any, tmp_path: Path, name: str) -> None:
+    rendered = objects(chart, RENDERINGS[name])
+    command = next(thing for thing in rendered if thing["kind"] == "RayJob")["spec"]["entrypoint"].split()
+    words = command[command.index("train") + 1 :]
+    for own in (thing for thing in rendered if thing["kind"] == "ConfigMap" and "recipe.yaml" in thing["data"]):
+        (tmp_path / "recipe.yaml").write_text(own["data"]["recipe.yaml"])
+        words = [f"recipe={tmp_path / 'recipe.yaml'}" if word.startswith("recipe=") else word for word in words]
+    config = load(words)
+    assert config.run_folder.is_absolute()
+    check_stages(config)
 
 
 def test_workers_get_time_to_stop_and_a_retry_finds_the_same_run(chart: Any) -> None:

@@ -10,7 +10,6 @@ import pytest
 from .matrix import NAMESPACE, RELEASE, objects, pods, renderings
 
 CANARY = "canary-3c1d5a90"
-SECRET_FIELDS = ("secretKeyRef", "secretName", "imagePullSecrets")
 
 
 @pytest.mark.parametrize(

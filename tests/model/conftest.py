@@ -14,6 +14,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.supervision import OneFrame, Supervision, TrainingBatch, masks_and_rows
 from model.videomar import VideoMAR
+from model.visibility import Part, Rule
 
 CONFIG = ModelConfig(
     width=32,
@@ -46,6 +47,16 @@ def stand_in(network: Any, function: Callable[[Tensor, Tensor, Tensor], Tensor])
     network.time_features = lambda t, dtype: t[..., None].to(dtype)
     network.modulations = torch.broadcast_tensors
     network.forward = lambda x, told: function(x, told[0][..., 0].expand(x.shape[:-1]), told[1])
+
+
+def windowed(rule: Rule, sink: int, window: int) -> Rule:
+    """The rule, but of the earlier units only the first `sink` and the last `window` (the query's own included) are seen: what the
+    sampler's cache does by leaving keys out."""
+
+    def within(query: Part, key: Part) -> bool:
+        return rule(query, key) and (key.unit < sink or query.unit - key.unit < window)
+
+    return within
 
 
 @pytest.fixture

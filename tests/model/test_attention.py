@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.attention import attend
-from model.visibility import Part, Rule, Visibility, frame_causal, skip_causal, windowed
+from model.visibility import Part, Rule, Visibility, frame_causal, skip_causal
+from tests.model.conftest import windowed
 
 RULES: dict[str, Rule] = {
     "frame_causal": frame_causal,
@@ -58,11 +59,6 @@ def test_skip_causal_hides_masked_copies_from_all_but_themselves() -> None:
     }
     for query, keys in sees.items():
         assert {key for key in sees if skip_causal(query, key)} == keys
-
-
-def test_a_window_keeps_the_sink_and_the_last_units() -> None:
-    rule = windowed(frame_causal, sink=1, window=2)
-    assert [unit for unit in range(6) if rule(Part(5, 0, 1), Part(unit, 0, 1))] == [0, 4, 5]
 
 
 def test_neighbouring_parts_are_one_range_of_keys() -> None:

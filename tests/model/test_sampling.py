@@ -17,8 +17,8 @@ from model.rope3d import grid_positions
 from model.sampling import FrameSampler, SamplingConfig, generate, linear_guidance
 from model.supervision import AllFrames, TrainingBatch
 from model.videomar import VideoMAR
-from model.visibility import Part, Visibility, frame_causal, windowed
-from tests.model.conftest import CONFIG
+from model.visibility import Part, Visibility, frame_causal
+from tests.model.conftest import CONFIG, windowed
 
 MakeBatch = Callable[..., TrainingBatch]
 FRAMES, HEIGHT, WIDTH = 4, 2, 3

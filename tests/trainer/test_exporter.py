@@ -8,13 +8,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import free_port
 from trainer import exporter
 from trainer.exporter import Endpoint, Pool, serving
 from trainer.instruments import RunInstruments, pulse
@@ -35,8 +35,7 @@ STEPS = 500
 
 @pytest.fixture
 def port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from trainer.recipe_changes import Change, changes
 from trainer.status import check_run
 
 EXAMPLE = (
-    "  python trainer/main.py fork runs/toy --step 100 train.lr=1e-3 run.name=slower\n"
-    "  python trainer/main.py recipe=runs/slower/config.yaml"
+    "  python trainer/main.py fork runs/toy --step N train.lr=1e-3 run.name=slower\n  python trainer/main.py recipe=runs/slower/config.yaml"
 )
 
 

@@ -25,7 +25,7 @@ examples:
   python trainer/main.py plan model.size=videomar-1.4b plan.world=64 plan.memory=80GB plan.per_node=8
   python trainer/main.py plan recipe=videomar-256 plan.world=8
 
-Keys are those of the recipe; they and their defaults stand in trainer/sections.py."""
+Keys are those of the recipe: see README.md, Recipes and keys."""
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

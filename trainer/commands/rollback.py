@@ -10,7 +10,7 @@ from trainer.commands.options import Options
 from trainer.lineage import commit_at, roll_back
 from trainer.status import check_run, is_live
 
-EXAMPLE = "  python trainer/main.py rollback runs/toy --step 100\n  python trainer/main.py recipe=runs/toy/config.yaml"
+EXAMPLE = "  python trainer/main.py rollback runs/toy --step N\n  python trainer/main.py recipe=runs/toy/config.yaml"
 
 
 def command(arguments: list[str], environment: dict[str, str]) -> int:

@@ -9,6 +9,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.tokenizers import load_tokenizer
 from data_pipeline.tokenizers.linear import LinearTokenizer
+from data_pipeline.tokenizers.quality import psnr
 
 from ..conftest import moving_frames
 
@@ -24,10 +25,6 @@ def clips(synthetic_videos: Path) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def tokenizer(clips: list[np.ndarray]) -> LinearTokenizer:
     return LinearTokenizer.fit(clips[:8])
-
-
-def psnr(one: np.ndarray, two: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((one.astype(float) - two) ** 2)))
 
 
 def test_unseen_clips_come_back_above_24_db(tokenizer: LinearTokenizer, clips: list[np.ndarray]) -> None:
