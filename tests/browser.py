@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -106,17 +107,18 @@ def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     to_browser, from_browser = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory(prefix="videomar-browser-") as profile:
+    # Its helpers end after it and may still write to the profile.
+    with tempfile.TemporaryDirectory(prefix="videomar-browser-", ignore_cleanup_errors=True) as profile:
         redirected = f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'  # the numbers that the pipe is expected at
         command = ["bash", "-c", redirected, CHROMIUM, *OPTIONS, *QUIET, f"--user-data-dir={profile}", "about:blank"]
         devices = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(command, pass_fds=(to_browser[0], from_browser[1]), **devices)
+        process = subprocess.Popen(command, pass_fds=(to_browser[0], from_browser[1]), start_new_session=True, **devices)
         os.close(to_browser[0])
         os.close(from_browser[1])
         try:
             yield Browser(from_browser[0], to_browser[1])
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
             os.close(to_browser[1])
             os.close(from_browser[0])

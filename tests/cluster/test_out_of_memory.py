@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.generation import Outcome
+from cluster.resumption import Resumption
 from cluster.run import Run, RunFailed
 from tests.distributed.training import recipe, stage
 from trainer.checkpoint.commit import Commit
@@ -20,7 +21,7 @@ class Rehearsal(Run):
     def __init__(self, folder: Path, generations: list[int], max_restarts: int) -> None:
         self.config = recipe([stage("only", 3)], max_restarts=max_restarts)
         self.folder, self.told, self.board = folder, generations, self  # type: ignore[assignment]
-        self.now = RunState()
+        self.now, self.resumption = RunState(), Resumption(folder, 1, self.say)
 
     def say(self, text: str) -> None: ...
 
