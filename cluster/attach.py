@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainer.config import RunConfig
 from trainer.status import has_finished
 
 NAMESPACE = "videomar"
+HEAD = "node:__internal_head__"  # among the resources of Ray's head
 CALLS = 32  # that a controller answers at once: followers wait in it
 RETRY_SECONDS = 0.5
 FAREWELL_SECONDS = 3.0  # that a private Ray outlives its run for others who follow
@@ -55,9 +57,15 @@ def find(config: RunConfig) -> ActorHandle | None:
     return actor
 
 
+def nearest(nodes: Sequence[dict[str, Any]], host: str) -> str | None:
+    """The head's node where that is this machine: with several nodes here Ray joins a driver to any, and some may be cut off."""
+    heads = (node for node in nodes if node["Alive"] and HEAD in node["Resources"] and node["NodeManagerHostname"] == host)
+    return next((str(node["NodeID"]) for node in heads), None)
+
+
 def start(config: RunConfig, order: Order) -> ActorHandle:
     """A controller for the run, near this process; whoever comes at the same time gets the same one."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(nearest(ray.nodes(), socket.gethostname()) or ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(Controller)
     # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
     options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}

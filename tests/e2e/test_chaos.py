@@ -18,10 +18,10 @@ pytestmark = pytest.mark.e2e
 CAUSES = {"worker": "signal", "seat": "seat", "hang": "hang", "shard": "data", "storage": "data"}  # that a run names for a fault
 
 
-def chaos(folder: Path, minutes: float, *arguments: str) -> dict[str, Any]:
+def chaos(folder: Path, minutes: float, *arguments: str, patience: float = 300.0) -> dict[str, Any]:
     """The verdict of the command, which must have exited with 0."""
     command = [sys.executable, str(MAIN), "chaos", f"--minutes={minutes}", f"--root={folder}", *arguments]
-    patience = 60 * (6 * minutes + 5)
+    patience += 360 * minutes
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=patience, check=False)
     [path] = folder.glob("*/verdict.json") or [None]
     verdict = json.loads(path.read_text()) if path else {}
@@ -79,7 +79,7 @@ def test_two_hosts_whose_link_is_cut_for_half_a_minute_make_the_same_run(tmp_pat
 @pytest.mark.timeout(3000)
 def test_a_host_that_is_cut_off_for_five_minutes_is_fenced_and_joins_again(tmp_path: Path) -> None:
     long = json.dumps([STAGES[0] | {"promotion": {"max_steps": 2500}}])
-    verdict = chaos(tmp_path, 0.5, "--network", "--kinds=link", "--cut-seconds=300", f"curriculum.stages={long}")
+    verdict = chaos(tmp_path, 0.5, "--network", "--kinds=link", "--cut-seconds=300", f"curriculum.stages={long}", patience=2400)
     assert_proven(verdict, least=1)
     detected = told(tmp_path, "failure")[0]["detected"]
     mended = detected + 300
