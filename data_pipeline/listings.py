@@ -2,6 +2,7 @@
 prefix. sources.py calls it; it opens no video. Each listing yields entries one by one."""
 
 import csv
+import io
 import json
 import os
 import posixpath
@@ -15,7 +16,7 @@ from typing import Any
 from data_pipeline import storage
 from data_pipeline.errors import UserError
 from data_pipeline.members import open_table
-from data_pipeline.storage import S3Path
+from data_pipeline.storage import Location, S3Path
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"))
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
@@ -40,15 +41,16 @@ class Entry:
 
 def list_entries(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     """The files of these suffixes at a place. Raises UserError when there is no such place."""
-    root = Path(place)
-    if place.startswith("s3://"):
-        return _s3(place, suffixes)
+    root = storage.location(place)
+    if isinstance(root, S3Path):
+        one = root.suffix.lower() in (*suffixes, *TABLES, ".tar") and storage.size(root) is not None
+        return _file(root, suffixes) if one else _files(root, storage.list_files(root), suffixes)
     if root.is_file():
-        if root.suffix in TABLES:
-            return _table(root)
-        return _tar(root, root.name, suffixes) if root.suffix == ".tar" else iter((Entry(root.name, place),))
+        return _file(root, suffixes)
     if root.is_dir():
-        return _hugging_face(root) if (root / "state.json").is_file() else _files(root, _below(str(root)), suffixes)
+        return (
+            _hugging_face(root) if (root / "state.json").is_file() else _files(root, ((path, None) for path in _below(str(root))), suffixes)
+        )
     if re.search(r"[*?\[]", place):
         return _glob(place, suffixes)
     raise UserError(f"no folder or video at {place}: check data.videos")
@@ -59,15 +61,21 @@ def wanted(name: str, suffixes: frozenset[str]) -> bool:
     return posixpath.splitext(file)[1].lower() in suffixes and not file.startswith(".")
 
 
-def _files(root: Path, paths: Iterable[str], suffixes: frozenset[str]) -> Iterator[Entry]:
-    """Of the files at these paths below `root` the videos and, opened up, the tars of videos."""
+def _file(path: Location, suffixes: frozenset[str]) -> Iterator[Entry]:
+    if path.suffix in TABLES:
+        return _table(path)
+    return _tar(path, path.name, suffixes) if path.suffix == ".tar" else iter((Entry(path.name, str(path)),))
+
+
+def _files(root: Location, files: Iterable[tuple[str | Location, int | None]], suffixes: frozenset[str]) -> Iterator[Entry]:
+    """Of these (path, bytes) below `root` the videos and, opened up, the tars of videos."""
     start = len(str(root).rstrip("/")) + 1
-    for path in paths:
-        name = path[start:]
+    for path, size in files:
+        name = str(path)[start:]
         if wanted(name, suffixes):
-            yield Entry(name, path)
+            yield Entry(name, str(path), bytes=size)
         elif name.endswith(".tar"):
-            yield from _tar(Path(path), name, suffixes)
+            yield from _tar(storage.location(path), name, suffixes)
 
 
 def _below(folder: str) -> Iterator[str]:
@@ -92,30 +100,21 @@ def _glob(pattern: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     fixed = next(number for number, part in enumerate(parts) if re.search(r"[*?\[]", part))
     root = Path(*parts[:fixed])
     found = root.glob(str(Path(*parts[fixed:])))
-    return _files(root, (f"{root}/{path.relative_to(root)}" for path in found if path.is_file()), suffixes)
+    return _files(root, ((f"{root}/{path.relative_to(root)}", None) for path in found if path.is_file()), suffixes)
 
 
-def _s3(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
-    root = storage.location(place)
-    assert isinstance(root, S3Path)
-    for path, size in storage.list_files(root):
-        name = str(path).removeprefix(str(root)).lstrip("/")
-        if wanted(name, suffixes):
-            yield Entry(name, str(path), bytes=size)
-
-
-def _tar(path: Path, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
+def _tar(path: Location, name: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     """A WebDataset tar: <key>.mp4 with <key>.txt (its caption) or <key>.json (caption, licence) beside it."""
     videos: list[Entry] = []
     about: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(path) as tar:
+        with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key = _key(member.name)
                 if member.isfile() and wanted(member.name, suffixes):
                     videos.append(Entry(f"{name}/{member.name}", str(path), f"{member.offset_data}:{member.size}"))
-                elif member.isfile() and member.name.endswith((".txt", ".json")) and (file := tar.extractfile(member)):
-                    about.setdefault(key, {}).update(_about(file.read(), member.name))
+                elif member.isfile() and member.name.endswith((".txt", ".json")) and (text := tar.extractfile(member)):
+                    about.setdefault(key, {}).update(_about(text.read(), member.name))
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UserError(f"{path} is not a tar of videos: {error}") from error
     for video in videos:
@@ -135,7 +134,7 @@ def _about(data: bytes, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _table(path: Path) -> Iterator[Entry]:
+def _table(path: Location) -> Iterator[Entry]:
     """Rows that name files relative to the table's folder (or absolutely, or in S3), or that hold the videos themselves."""
     if path.suffix == ".parquet":
         yield from _columns(path, path.name)
@@ -147,9 +146,9 @@ def _table(path: Path) -> Iterator[Entry]:
         yield _told(_named(path, str(file)), row)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Location) -> Iterator[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(storage.open_binary(path), encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"table {path} cannot be read: {error}") from error
@@ -165,7 +164,7 @@ def _hugging_face(root: Path) -> Iterator[Entry]:
         yield from _columns(root / name, name)
 
 
-def _columns(path: Path, name: str) -> Iterator[Entry]:
+def _columns(path: Location, name: str) -> Iterator[Entry]:
     """Row by row; only what is said about the videos is read, not the videos."""
     table: Any = open_table(str(path))
     schema = getattr(table, "schema_arrow", None) or table.schema
@@ -183,7 +182,7 @@ def _columns(path: Path, name: str) -> Iterator[Entry]:
         yield _told(entry, row)
 
 
-def _named(table: Path, file: str) -> Entry:
+def _named(table: Location, file: str) -> Entry:
     file = file.strip().replace("\\", "/")
     return Entry(file, file if file.startswith(("s3://", "/")) else f"{table.parent}/{file}")
 

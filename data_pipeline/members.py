@@ -4,7 +4,6 @@ the decoders open it here; nothing else knows how."""
 import io
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from data_pipeline import storage
@@ -42,8 +41,9 @@ def open_table(path: str) -> Any:
     """A pyarrow parquet file, or a memory-mapped arrow table. Raises UserError naming the file."""
     arrow = pyarrow()
     try:
-        if Path(path).suffix == ".parquet":
-            return arrow.parquet.ParquetFile(path, memory_map=True)
+        if path.endswith(".parquet"):
+            remote = isinstance(place := storage.location(path), S3Path)
+            return arrow.parquet.ParquetFile(storage.open_binary(place) if remote else path, memory_map=not remote)
         with arrow.memory_map(path) as file:
             try:
                 return arrow.ipc.open_stream(file).read_all()

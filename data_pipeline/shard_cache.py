@@ -2,22 +2,30 @@
 and verify what they read of it, the loader tells it what will be read next. Any number of processes may share the folder."""
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from typing import Any
 
-from data_pipeline import storage
+from data_pipeline.shard_fetcher import ShardFetcher
 from data_pipeline.shard_index import index_path
 from data_pipeline.shards import ShardEntry
-from data_pipeline.storage import Location, StorageError
+from data_pipeline.storage import FAULTS, Location, StorageError
 
-DOWNLOADS = 4  # at a time and process
 PATIENCE = 1.0  # seconds after a shard's transfer began in which its readers wait for it, rather than fetch parts of it a second time
+
+
+@dataclass
+class Coming:
+    """A shard on its way. since: when it was asked for, then when its transfer began (time.monotonic())."""
+
+    bytes: int
+    since: float = field(default_factory=time.monotonic)
+    done: Future[None] = field(default_factory=Future)
 
 
 class ShardCache:
@@ -25,20 +33,17 @@ class ShardCache:
     them. Safe to share between threads."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self.folder, self.limit = folder, limit
-        self._coming: dict[str, tuple[float, Future[None]]] = {}  # since when
-        self._arriving = 0  # bytes for which there is room, but no copy yet
+        self.folder, self.limit = folder.absolute(), limit
+        self._coming: dict[Path, Coming] = {}  # by place
+        self._fetcher: ShardFetcher | None = None
         self._lock = threading.Lock()
-        self._asked: SimpleQueue[tuple[Future[None], Location, ShardEntry] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
 
     def open(self, entry: ShardEntry) -> int | None:
         """A descriptor of the local copy, or None while there is none."""
-        with self._lock:
-            began, coming = self._coming.get(entry.sha256, (0.0, None))
+        coming = self._coming.get(self.place(entry))
         if coming:
-            with contextlib.suppress(StorageError, OSError):  # then ranged reads go on, and say what is the matter if it lasts
-                coming.result(max(0.0, began + PATIENCE - time.monotonic()))
+            with contextlib.suppress(StorageError, TimeoutError):  # then ranged reads go on, and say what is the matter if it lasts
+                coming.done.result(max(0.0, coming.since + PATIENCE - time.monotonic()))
         try:
             descriptor = os.open(self.place(entry), os.O_RDONLY)
         except OSError:
@@ -58,58 +63,38 @@ class ShardCache:
         """Starts to fetch in the background, in this order, those that are not here and not on their way, as far as there is room beside
         the others."""
         together = {entry.sha256 for _, entry in shards}
-        for path, entry in shards:
-            self._ask(path, entry, together)
-
-    def _ask(self, path: Location, entry: ShardEntry, together: Collection[str]) -> None:
         with self._lock:
-            known = self._coming.get(entry.sha256)
-            if self.place(entry).exists() or (known and not known[1].done()) or not self._make_room(entry.bytes, together):
-                return
-            if not self._threads:  # daemons: what is still to come must not hold up the end of a process
-                self._threads = [threading.Thread(target=self._work, name="shard-cache", daemon=True) for _ in range(DOWNLOADS)]
-                for thread in self._threads:
-                    thread.start()
-            self._arriving += entry.bytes
-            future: Future[None] = Future()
-            self._coming[entry.sha256] = time.monotonic(), future
-        self._asked.put((future, path, entry))
+            for path, entry in shards:
+                if not self.place(entry).exists() and self.place(entry) not in self._coming and self._make_room(entry.bytes, together):
+                    self._ask(path, entry)
 
     def close(self) -> None:
-        """Waits for all that was asked for and ends the threads."""
-        for _ in self._threads:
-            self._asked.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        """Waits for all that was asked for and ends the fetching process."""
+        wait([coming.done for coming in list(self._coming.values())])
+        if fetcher := self._fetcher:
+            fetcher.close()
 
-    def _work(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            future, path, entry = asked
-            with self._lock:
-                self._coming[entry.sha256] = time.monotonic(), future
-            try:
-                self._bring(path, entry)
-                failure = None
-            except Exception as error:  # told to whoever opens the shard
-                failure = error
-            with self._lock:
-                self._arriving -= entry.bytes
-            future.set_exception(failure) if failure else future.set_result(None)
+    def _ask(self, path: Location, entry: ShardEntry) -> None:
+        """Under the lock."""
+        place = self.place(entry)
+        with contextlib.suppress(OSError, ValueError):  # the process has just ended: who wants the shard next will start another one
+            self._fetcher = self._fetcher or ShardFetcher(self.folder, self._answered)
+            self._fetcher.fetch(path, place)
+            self._coming[place] = Coming(entry.bytes)
 
-    def _bring(self, path: Location, entry: ShardEntry) -> None:
-        """One process of all that share the folder fetches a shard, the others wait for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        locked = self.place(entry).with_suffix(".lock")
-        with locked.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it back from whoever is killed
-            if not self.place(entry).exists():
-                with contextlib.suppress(FileNotFoundError), storage.atomic(index_path(self.place(entry)), durable=False) as temporary:
-                    temporary.write_bytes(storage.read_bytes(index_path(path)))
-                # What is damaged or cut short is noticed by who reads it: every part has a checksum of its own.
-                with storage.atomic(self.place(entry), durable=False) as temporary:
-                    storage.download(path, temporary)
-            locked.unlink(missing_ok=True)
+    def _answered(self, answer: dict[str, Any] | None) -> None:
+        """What the fetcher says, and None when it has ended. In its listening thread."""
+        with self._lock:
+            if answer is None:
+                ended, self._fetcher, self._coming = self._coming, None, {}
+                for coming in ended.values():
+                    coming.done.set_exception(StorageError("the process that fetches shards has ended"))
+            elif "began" in answer:
+                self._coming[Path(answer["began"])].since = time.monotonic()
+            else:
+                FAULTS.add(answer["faults"])
+                done, failure = self._coming.pop(Path(answer["ended"])).done, answer["failure"]
+                done.set_exception(StorageError(failure)) if failure else done.set_result(None)
 
     def _make_room(self, needed: int, together: Collection[str]) -> bool:
         """Deletes the copies unused for longest, but none of those; False where that is not enough. One that is open somewhere stays
@@ -119,7 +104,8 @@ class ShardCache:
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 found = copy.stat()
                 copies.append((found.st_mtime_ns, found.st_size, copy))
-        free = self.limit - self._arriving - sum(size for _, size, _ in copies)
+        arriving = sum(coming.bytes for coming in self._coming.values())
+        free = self.limit - arriving - sum(size for _, size, _ in copies)
         others = [copy for copy in sorted(copies) if copy[2].stem not in together]
         if free + sum(size for _, size, _ in others) < needed:
             return False

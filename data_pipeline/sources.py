@@ -15,6 +15,7 @@ from data_pipeline.entry_table import NONE, EntryTable, Unmatched
 from data_pipeline.errors import UserError
 from data_pipeline.listings import IMAGES, LATENTS, VIDEOS, Entry, list_entries
 from data_pipeline.members import open_video
+from data_pipeline.storage import Location
 
 VIDEO, IMAGE = "video", "image"
 
@@ -91,7 +92,7 @@ class SourceList:
     unknown_captions: Unmatched = NONE
 
 
-def list_sources(videos: str | Path, captions: str | Path | None = None, images: bool = False) -> SourceList:
+def list_sources(videos: str | Path, captions: str | Location | None = None, images: bool = False) -> SourceList:
     """Every video, and if `images` every still, at a place: a file, a folder and its subfolders, a glob, an S3 prefix, a
     table (csv, jsonl, parquet), tars of videos, a Hugging Face data set on disk.
 
@@ -105,7 +106,7 @@ def list_sources(videos: str | Path, captions: str | Path | None = None, images:
         raise UserError(f"{videos} names {twice} more than once: keep one")
     if captions is None:
         return SourceList(Sources(table))
-    if (twice := table.caption(caption_rows(Path(captions)))) is not None:
+    if (twice := table.caption(caption_rows(storage.location(captions)))) is not None:
         raise _told_twice(captions, twice)
     return SourceList(Sources(table), table.without_caption(), table.unknown_captions())
 
@@ -126,7 +127,7 @@ def _source_id(name: str) -> str:
     return hashlib.blake2s(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def read_captions(path: Path) -> dict[str, str]:
+def read_captions(path: Location) -> dict[str, str]:
     """Captions by the file name as written in the table. Raises UserError when it is not usable."""
     rows = list(caption_rows(path))
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
@@ -135,10 +136,10 @@ def read_captions(path: Path) -> dict[str, str]:
     return dict(rows)
 
 
-def caption_rows(path: Path) -> Iterator[tuple[str, str]]:
+def caption_rows(path: Location) -> Iterator[tuple[str, str]]:
     """(file, caption) of each row of a csv table, read as they are asked for. Raises UserError naming the line."""
     try:
-        with path.open("rb") as file:
+        with storage.open_binary(path) as file:
             table = csv.DictReader(_lines(file, path))
             missing = {"file", "caption"} - set(table.fieldnames or ())
             if missing:
@@ -155,7 +156,7 @@ def caption_rows(path: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"captions file {path}, line {table.reader.line_num}, is not a row of a csv table: {error}") from error
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+def _lines(file: BinaryIO, path: Location) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -163,5 +164,5 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
             raise UserError(f"captions file {path}, line {number}, is not a UTF-8 text: save the table as UTF-8") from error
 
 
-def _told_twice(path: str | Path, name: str) -> UserError:
+def _told_twice(path: str | Location, name: str) -> UserError:
     return UserError(f"captions file {path} has more than one row for {name}: keep one")

@@ -5,6 +5,7 @@ Missing files are FileNotFoundError; a full or broken disk is an OSError that na
 is a StorageError with one line. Nothing here knows what it reads and writes.
 """
 
+import io
 import json
 import os
 import shutil
@@ -13,13 +14,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from data_pipeline import s3
 from data_pipeline.s3 import FAULTS as FAULTS
 from data_pipeline.s3 import S3Path as S3Path
 from data_pipeline.s3 import StorageError as StorageError
 
+READ_AHEAD = 1 << 18
 Location: TypeAlias = Path | S3Path  # both take `/`, .name, .stem, .suffix, .parent, .with_name, .with_suffix, .absolute, str()
 
 
@@ -43,6 +45,11 @@ def read_ranges(path: Location, ranges: Sequence[tuple[int, int]]) -> list[bytes
         return [os.pread(descriptor, size, offset) for offset, size in ranges]
     finally:
         os.close(descriptor)
+
+
+def open_binary(path: Location) -> BinaryIO:
+    """A file to read and seek in; of one in S3 only what is read is fetched, some READ_AHEAD bytes at a time."""
+    return io.BufferedReader(_Remote(path), READ_AHEAD) if isinstance(path, S3Path) else path.open("rb")
 
 
 def size(path: Location) -> int | None:
@@ -183,6 +190,33 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+class _Remote(io.RawIOBase):
+    """An object as a file to seek and read in, from which only what is read is fetched."""
+
+    def __init__(self, path: S3Path) -> None:
+        """Raises FileNotFoundError."""
+        self._path, self._size, self._at = path, s3.size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        [data] = s3.read_ranges(self._path, [(self._at, wanted)])
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _is_temporary(name: str) -> bool:

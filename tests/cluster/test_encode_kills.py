@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,16 +83,34 @@ def actors(kind: str) -> list[int]:
     return found
 
 
+def sources_done(folder: Path) -> int:
+    return len(list(folder.glob("sources/*.json")))
+
+
+class Moment:
+    """When something is killed: after a random number of sources, at most three quarters of them, and a random time in which a chunk is
+    decoded and encoded."""
+
+    def __init__(self, reference: Reference, draw: random.Random) -> None:
+        self.sources = draw.randrange(3 * sources_done(reference.dataset) // 4)
+        self.delay = draw.uniform(0, 0.1 * reference.seconds)
+
+    def wait(self, folder: Path, over: Callable[[], object]) -> None:
+        """Until it has come, unless it is over before."""
+        while not (actors("Decoder") and sources_done(folder) >= self.sources) and not over():
+            time.sleep(0.02)
+        time.sleep(self.delay)
+
+
 @contextmanager
-def a_killer(kind: str, delay: float, draw: random.Random) -> Iterator[list[int]]:
-    """Kills one actor of a class `delay` seconds after the first one has come to life, if there still is one."""
+def a_killer(kind: str, moment: Moment, folder: Path, draw: random.Random) -> Iterator[list[int]]:
+    """Kills one of the living actors of a class when the moment has come; gives the list of whom it killed."""
     killed: list[int] = []
     over = threading.Event()
 
     def work() -> None:
-        while not actors(kind) and not over.wait(0.05):
-            pass
-        if not over.wait(delay) and (alive := actors(kind)):
+        moment.wait(folder, over.is_set)
+        if alive := actors(kind):
             killed.append(draw.choice(alive))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -116,20 +134,19 @@ def test_whatever_is_killed_the_data_set_has_the_bytes_of_an_undisturbed_one(
     victim: str, seed: int, reference: Reference, ray_session: Session, tmp_path: Path
 ) -> None:
     draw = random.Random(seed)
-    folder = reference.begin(tmp_path)
-    moment = draw.uniform(0, reference.seconds)
+    folder, moment = reference.begin(tmp_path), Moment(reference, draw)
     if victim in ("decoder", "encoder"):
-        with a_killer(victim.capitalize(), moment * 0.6, draw):
+        with a_killer(victim.capitalize(), moment, folder, draw) as killed:
             assert reference.prepare(tmp_path) == folder
+        assert killed
     else:
-        process = start(reference, ray_session, tmp_path)
-        while not actors("Decoder") and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(moment * 0.6)
-        process.send_signal(signal.SIGKILL if victim == "driver" else signal.SIGTERM)
+        process, number = start(reference, ray_session, tmp_path), signal.SIGKILL if victim == "driver" else signal.SIGTERM
+        moment.wait(folder, lambda: process.poll() is not None)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL if victim == "driver" else 128 + signal.SIGTERM), err
+        assert process.returncode == (-number if victim == "driver" else 128 + number), err
         assert "Traceback" not in err
+        assert not (folder / "manifest.json").exists()
         assert reference.prepare(tmp_path) == folder
     assert contents(folder) == reference.files
 

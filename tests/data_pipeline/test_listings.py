@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_pipeline import storage
 from data_pipeline.buckets import Bucket
 from data_pipeline.clips import clips_of
 from data_pipeline.entry_table import Unmatched
@@ -19,6 +20,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.estimate import Header, check_buckets, estimate, read_header, unfit
 from data_pipeline.sources import IMAGE, VIDEO, Source, list_sources
 from data_pipeline.spec import EncodeSpec
+from data_pipeline.storage import S3Path
+from tests.s3 import S3Server
 
 from .conftest import encode_folder, moving_frames
 
@@ -111,6 +114,50 @@ def test_a_hugging_face_data_set_on_disk_gives_its_rows(videos: list[Path], tmp_
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=2)
     found = list_sources(tmp_path / "rows.parquet").sources
     assert [(source.caption, clips(source)) for source in found] == [("a", 2), ("b", 2), ("c", 2)]
+
+
+def told(sources: Sequence[Source]) -> list[tuple[str, ...]]:
+    return [(source.id, source.name, source.caption, source.licence) for source in sources]
+
+
+def test_what_stands_in_s3_is_what_would_stand_on_a_disk(videos: list[Path], tmp_path: Path, bucket: S3Path) -> None:
+    folder = videos[0].parent
+    with tarfile.open(folder / "one.tar", "w") as tar:
+        add(tar, "x.txt", b"a caption\n")
+        add(tar, "x.mp4", videos[0].read_bytes())
+        add(tar, "deep/y.mp4", videos[1].read_bytes())
+        add(tar, "deep/y.json", json.dumps({"text": "another", "license": "MIT"}).encode())
+    (folder / "notes.md").write_text("no video")
+    (folder / "list.csv").write_text("file,caption\nsub/b.mp4,it is b\n")
+    rows = [{"video": {"bytes": path.read_bytes(), "path": path.name}, "caption": path.stem} for path in videos]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet", row_group_size=2)
+    captions = tmp_path / "captions.csv"
+    captions.write_text("file,caption\nc.mp4,it is c\n")
+    storage.copy_tree(folder, bucket / "in", last="")
+    storage.write_bytes(bucket / "captions.csv", captions.read_bytes())
+    for name in ("", "a.mp4", "one.tar", "list.csv", "rows.parquet", "sub"):
+        here, there = list_sources(folder / name).sources, list_sources(str(bucket / "in" / name)).sources
+        assert told(there) == told(here), name
+        assert [clips(source) for source in there] == [2] * len(here), name
+    with_captions = list_sources(str(bucket / "in"), str(bucket / "captions.csv"))
+    assert told(with_captions.sources) == told(list_sources(folder, captions).sources)
+    with pytest.raises(UserError, match=rf"no video in {bucket}/in/gone.mp4"):
+        list_sources(str(bucket / "in" / "gone.mp4"))
+    with pytest.raises(UserError, match=rf"captions file {bucket}/gone.csv cannot be read: No such file"):
+        list_sources(str(bucket / "in"), str(bucket / "gone.csv"))
+
+
+def test_of_a_tar_in_s3_the_videos_are_not_fetched_to_list_it(tmp_path: Path, bucket: S3Path, s3_server: S3Server) -> None:
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        for number in range(3):
+            add(tar, f"{number}.mp4", bytes(3 << 20))
+    storage.copy_tree(tmp_path, bucket / "in", last="")
+    with tarfile.open(tmp_path / "large.tar") as tar:
+        size = sum(member.size for member in tar)
+    before = len(s3_server.requests)
+    assert [source.bytes for source in list_sources(str(bucket / "in")).sources] == [None] * 3
+    asked = [method for method, _ in s3_server.requests[before:]]
+    assert asked.count("GET") * storage.READ_AHEAD < size / 2
 
 
 def test_stills_are_one_frame_clips_of_their_own_kind(videos: list[Path], tmp_path: Path) -> None:

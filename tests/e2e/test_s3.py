@@ -96,8 +96,9 @@ def test_radosgw_killed_and_restarted_while_it_is_written_to_loses_nothing(tmp_p
     with pointed_at(gateway.endpoint, KEY, SECRET):
         bucket = new_bucket()
         process = start(["encode", *TWO_STAGES, "data.sources_per_shard=1", f"data.root={bucket}/sets"], tmp_path)
-        wait_until(lambda: any(path.parent.name == "sources" for path, _ in storage.list_files(bucket)), process)
+        done = wait_until(lambda: [path for path, _ in storage.list_files(bucket) if path.parent.name == "sources"], process)
         gateway.kill_gateway()
+        assert process.poll() is None
         restart = threading.Timer(4, gateway.start_gateway)
         restart.start()
         out, err = process.communicate(timeout=TIMEOUT)
@@ -105,7 +106,9 @@ def test_radosgw_killed_and_restarted_while_it_is_written_to_loses_nothing(tmp_p
         assert process.returncode == 0, out + err
         code, out, err = run(["encode", *TWO_STAGES, "data.sources_per_shard=1", f"data.root={tmp_path / 'local'}"], tmp_path)
         assert code == 0, out + err
-        assert data_sets(bucket / "sets") == data_sets(tmp_path / "local")
+        whole = data_sets(tmp_path / "local")
+        assert data_sets(bucket / "sets") == whole
+        assert len(done) < sum("/sources/" in name for name in whole)  # it was killed while there was something left to write
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ Encodes in this process what is added; what trains on an older generation is not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from data_pipeline import manifest as manifests
+from data_pipeline import storage
 from data_pipeline.encode import encode_chunk
 from data_pipeline.errors import UserError
 from data_pipeline.living import choose, grow, plan_growth, read_records, recaption, remove
@@ -61,7 +61,7 @@ def _next_generation(dataset: Dataset, given: Mapping[str, str]) -> Manifest:
     if "add" in given:
         return _add(dataset, given["add"], given.get("captions"))
     if "captions" in given:
-        return recaption(old, folder, read_captions(Path(given["captions"])), load_text(folder / TOKENIZER_FOLDER, old.spec))
+        return recaption(old, folder, read_captions(storage.location(given["captions"])), load_text(folder / TOKENIZER_FOLDER, old.spec))
     ids = filter(None, given.get("remove.ids", "").split(","))
     return remove(old, folder, choose(ids, given.get("remove.caption"), given.get("remove.licence")))
 
