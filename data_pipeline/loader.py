@@ -27,6 +27,7 @@ from data_pipeline.storage import Location, S3Path
 from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
 TOKENIZER_FOLDER, TOKENIZER_FILE = "tokenizer", "tokenizer.json"
+WINDOWS_AHEAD = 3  # of shards that are asked for: the one that is read, and the next ones
 OPEN_SHARDS = 8  # per sample set: the window that it reads and the one before; a copy that is open gives no room back to the cache's disk
 
 
@@ -131,7 +132,7 @@ class SampleSet:
         self._length = sum(self._rows(dataset.manifest.generation).counts)
         own = Epochs().then(dataset.manifest.generation, self._length, last=True) if self._length else Epochs()
         self.epochs = own if epochs is None else epochs
-        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._order = lru_cache(maxsize=4)(self._order_of)
         self._reader = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._ahead = threading.local()  # of each thread, as one may be a batch behind another
 
@@ -200,12 +201,21 @@ class SampleSet:
         """(the generation that is read, shard, row) of a global position; what comes next is asked for."""
         place = self.epochs.place(position)
         there, order = self._rows(place.generation), self._order(place.generation, place.epoch)
-        if self._dataset.cache and (ahead := order.shards_ahead(place.index)) != getattr(self._ahead, "shards", ()):
-            self._ahead.shards = ahead
-            next_ones = [there.shards[shard] for shard in ahead]
-            self._dataset.cache.want([(shard_path(self._dataset.folder, entry), entry) for entry in next_ones])
+        if self._dataset.cache and position not in getattr(self._ahead, "window", ()):
+            self._ahead.window = self._want(self._dataset.cache, position)
         shard, row = order[place.index]
         return there.dataset, there.shards[shard], there.rows[shard][row]
+
+    def _want(self, cache: ShardCache, position: int) -> range:
+        """Asks for the shards that are read from a position on, beyond the end of its epoch too; gives the positions of its window."""
+        ends, entries = [position], list[ShardEntry]()
+        while len(ends) <= WINDOWS_AHEAD and ends[-1] < self.epochs.decided:
+            place = self.epochs.place(ends[-1])
+            window, shards = self._order(place.generation, place.epoch).window(place.index)
+            entries += [self._rows(place.generation).shards[shard] for shard in shards]
+            ends.append(ends[-1] + window.stop - place.index)
+        cache.want([(shard_path(self._dataset.folder, entry), entry) for entry in entries])
+        return range(position, ends[1])
 
     def _rows_of(self, generation: int) -> Rows:
         dataset = self._dataset.at(generation)

@@ -49,14 +49,17 @@ class EpochOrder:
     def __getitem__(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside an epoch of {len(self)} samples")
-        window = int(np.searchsorted(self._ends, index, side="right")) // self._window
-        start, shards, rows = self._places(window)
+        start, shards, rows = self._places(self._window_at(index))
         return int(shards[index - start]), int(rows[index - start])
 
-    def shards_ahead(self, index: int) -> tuple[int, ...]:
-        """The shards that are read from this index on: those of its window, then those of the next one, if any."""
-        first = int(np.searchsorted(self._ends, index, side="right")) // self._window * self._window
-        return tuple(self._shards[first : first + 2 * self._window].tolist())
+    def window(self, index: int) -> tuple[range, tuple[int, ...]]:
+        """The indices of the window that an index stands in, and the shards that it reads."""
+        first = self._window_at(index) * self._window
+        last = min(first + self._window, len(self._shards))
+        return range(int(self._ends[first - 1]) if first else 0, int(self._ends[last - 1])), tuple(self._shards[first:last].tolist())
+
+    def _window_at(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right")) // self._window
 
     def _window_places(self, window: int) -> tuple[int, Indices, Indices]:
         """The window's first index, and the shard and row of each of its samples in their order."""

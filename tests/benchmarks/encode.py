@@ -1,19 +1,22 @@
 """The encode pool's throughput against what its stages would allow: cores / (sum of CPU seconds per clip of decoding, encoding, writing).
 
-    VIDEOMAR_TEST_VIDEOS=<folder> python -m tests.benchmarks.encode
+    VIDEOMAR_TEST_VIDEOS=<folder> python -m tests.benchmarks.encode [--weights <folder of a neural tokenizer>]
 
 The pool runs over a short and a long list of the same real clips, under other names; the difference leaves out what starting the
-actors takes. Without VIDEOMAR_TEST_VIDEOS synthetic videos are drawn. The stages are timed one by one in this process.
+actors takes. Without VIDEOMAR_TEST_VIDEOS synthetic videos are drawn. The stages are timed one by one in this process. With weights it
+is also told how many cores must decode to keep one encoder of them busy, on the GPU if there is one.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from cluster.encode import encode_dataset
 from cluster.session import connect
@@ -25,8 +28,10 @@ from data_pipeline.sources import Source, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.synthetic import write_synthetic
 from data_pipeline.text.hashing import HashingText
+from data_pipeline.tokenizers import open_tokenizer
+from data_pipeline.tokenizers.description import describe
 from data_pipeline.tokenizers.linear import LinearTokenizer
-from tests.benchmarks.machine import publish
+from tests.benchmarks.machine import machine, publish
 
 SPEC = EncodeSpec(fps=8, buckets=(Bucket(9, 64, 64), Bucket(17, 64, 64), Bucket(17, 96, 96)), max_clips=64, sources_per_shard=8)
 SHORT, LONG, PAIRS = 2, 8, 3  # times the list of videos
@@ -72,7 +77,29 @@ def run(chunks: list[Chunk], tokenizer: Path, workers: int) -> tuple[int, float]
         return sum(record.clips for record in records), time.perf_counter() - started
 
 
+def encoder_of(weights: str | None, sources: tuple[Source, ...]) -> dict[str, Any]:
+    """One encoder of a neural tokenizer's weights, or why it was not measured. Its seconds per clip end with the latents in memory."""
+    if weights is None:
+        return {"decode_cores_per_encoder": None, "why": "no weights of a neural tokenizer were given"}
+    tokenizer = open_tokenizer(describe(weights, SPEC.channels, SPEC.stride))
+    spec = replace(SPEC, channels=tokenizer.channels, stride=tokenizer.stride)
+    started = time.process_time()
+    clips = [item.clip.frames for source in sources for piece in decode_source(source, spec) for item in piece]
+    decode = (time.process_time() - started) / len(clips)
+    for frames in {frames.shape: frames for frames in clips}.values():
+        tokenizer.encode(frames)  # so that kernels of every shape are chosen
+    started = time.perf_counter()
+    for frames in clips:
+        tokenizer.encode(frames)
+    encode = (time.perf_counter() - started) / len(clips)
+    told = {"device": machine()["device"], "encode_seconds_per_clip": encode, "decode_cpu_seconds_per_clip": decode}
+    return told | {"decode_cores_per_encoder": decode / encode}
+
+
 def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--weights")
+    weights = options.parse_args().weights
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
         videos = Path(os.environ.get("VIDEOMAR_TEST_VIDEOS", Path(name) / "videos"))
@@ -102,6 +129,8 @@ def main() -> None:
             "clips_per_second_per_core": rate / cores,
             "cpu_seconds_per_clip": per_clip,
             "start_seconds": median(one[1] for one in found),
+            "decode_cores_per_linear_encoder": per_clip["decode"] / per_clip["encode"],
+            "neural_encoder": encoder_of(weights, sources[:4]),
             "videos": len(sources),
             "buckets": [bucket.id for bucket in SPEC.buckets],
         }

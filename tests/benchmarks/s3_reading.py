@@ -26,7 +26,7 @@ from tests.s3 import S3Server, new_bucket, pointed_at
 from trainer.allocator import keep_freed_memory
 
 RANGE, PAIRS = 8 << 20, 5
-SHARDS = 32  # of each data set; a quarter of them fits into the cache
+SHARDS = 64  # of each data set; a quarter of them fits into the cache
 
 
 def plain(dataset: Dataset) -> float:

@@ -145,13 +145,14 @@ def test_sampling_with_replacement_would_be_noticed() -> None:
     assert max(visits(run(data, 20))["9x16x16", 0].values()) > 1
 
 
-def test_what_is_read_next_is_the_window_of_the_index_and_the_one_after() -> None:
-    order = EpochOrder([10] * 10, 0, "17x96x96", 0)
-    for index in (0, 39, 40, 85, 99):
-        ahead = order.shards_ahead(index)
-        later = {order[i][0] for i in range(index, min(len(order), index // 40 * 40 + 80))}
-        assert later <= set(ahead)
-        assert len(ahead) == {0: 8, 1: 6, 2: 2}[index // 40]
+def test_a_window_tells_its_indices_and_the_shards_that_they_read() -> None:
+    order = EpochOrder([10] * 9 + [3], 0, "17x96x96", 0)
+    windows = [order.window(index) for index in range(len(order))]
+    assert len(set(windows)) == 3
+    for index, (indices, shards) in enumerate(windows):
+        assert index in indices
+        assert {order[other][0] for other in indices} == set(shards)
+    assert sorted(index for indices, _ in set(windows) for index in indices) == list(range(93))
 
 
 def test_neighbours_in_the_order_come_from_one_window_of_shards() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from data_pipeline import s3, storage
 from data_pipeline.loader import Dataset, open_dataset
+from data_pipeline.order import EpochOrder
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_index import ShardError
 from data_pipeline.shard_reader import ShardReader
@@ -153,6 +155,17 @@ def test_none_of_what_is_wanted_makes_room_for_the_rest_of_it(bucket: S3Path, tm
         here = {copy.stem for copy in tmp_path.glob("*.tar")}
         assert {entry.sha256 for entry in wanted[:3]} <= here
         assert len(here) == 3
+
+
+def test_what_is_read_next_is_fetched_beyond_the_end_of_an_epoch(encoded: Encoded, bucket: S3Path, tmp_path: Path) -> None:
+    entries = tuple(write_shard(bucket / "5x32x32", f"shard-{n:06d}", [replace(samples()[0], key=f"{n:016x}-0000")]) for n in range(40))
+    manifest = replace(encoded.dataset.manifest, buckets={"5x32x32": {"train": entries, "held_out": ()}})
+    split = Dataset(bucket, manifest, "", cache := ShardCache(tmp_path, 1 << 30)).split("5x32x32", "train", 0)
+    orders = [EpochOrder([1] * 40, 0, "5x32x32", epoch) for epoch in range(2)]
+    assert split.sample_key(39) == f"{orders[0][39][0]:016x}-0000"
+    cache.close()
+    expected = {entries[shard].sha256 for shard in (*orders[0].window(39)[1], *orders[1].window(0)[1], *orders[1].window(4)[1])}
+    assert {copy.stem for copy in tmp_path.glob("*.tar")} == expected
 
 
 def test_what_many_share_is_fetched_once(bucket: S3Path, tmp_path: Path, s3_server: S3Server) -> None:
