@@ -57,19 +57,19 @@ def find(config: RunConfig) -> ActorHandle | None:
     return actor
 
 
-def nearest(nodes: Sequence[dict[str, Any]], host: str) -> str | None:
-    """The head's node where that is this machine: with several nodes here Ray joins a driver to any, and some may be cut off."""
-    heads = (node for node in nodes if node["Alive"] and HEAD in node["Resources"] and node["NodeManagerHostname"] == host)
-    return next((str(node["NodeID"]) for node in heads), None)
+def home(nodes: Sequence[dict[str, Any]]) -> NodeAffinitySchedulingStrategy:
+    """Ray's head, where a controller lives: without the head it could do nothing, and any other node may be cut off from it. Not softly:
+    Ray then places an actor that reserves nothing wherever it likes."""
+    (head,) = (str(node["NodeID"]) for node in nodes if node["Alive"] and HEAD in node["Resources"])
+    return NodeAffinitySchedulingStrategy(head, soft=False)
 
 
 def start(config: RunConfig, order: Order) -> ActorHandle:
-    """A controller for the run, near this process; whoever comes at the same time gets the same one."""
-    here = NodeAffinitySchedulingStrategy(nearest(ray.nodes(), socket.gethostname()) or ray.get_runtime_context().get_node_id(), soft=True)
+    """A controller for the run; whoever comes at the same time gets the same one."""
     actor: Any = ray.remote(Controller)
     # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
     options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
-    return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=here).remote(order)
+    return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=home(ray.nodes())).remote(order)
 
 
 def follow(actor: ActorHandle, terminal: Terminal, run: Path) -> End:

@@ -45,11 +45,10 @@ def test_a_farewell_from_a_controller_that_is_gone_says_nothing(gone: Any) -> No
     attach.say_farewell(gone)
 
 
-def test_a_controller_lives_with_the_head_where_that_is_this_machine() -> None:
-    def node(name: str, host: str, alive: bool = True, **resources: float) -> dict[str, Any]:
-        return {"NodeID": name, "NodeManagerHostname": host, "Alive": alive, "Resources": resources}
+def test_a_controller_lives_with_the_head_and_nowhere_else() -> None:
+    def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
+        return {"NodeID": name, "Alive": alive, "Resources": resources}
 
-    nodes = [node("a", "here", CPU=1.0), node("b", "here", **{attach.HEAD: 1.0}), node("c", "there", CPU=1.0)]
-    assert attach.nearest(nodes, "here") == "b"
-    assert attach.nearest(nodes, "there") is None
-    assert attach.nearest([node("b", "here", alive=False, **{attach.HEAD: 1.0})], "here") is None
+    nodes = [node("a", CPU=1.0), node("b", **{attach.HEAD: 1.0}), node("c", alive=False, **{attach.HEAD: 1.0})]
+    home = attach.home(nodes)
+    assert (home.node_id, home.soft) == ("b", False)
