@@ -49,6 +49,6 @@ def test_a_controller_lives_with_the_head_and_nowhere_else() -> None:
     def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
         return {"NodeID": name, "Alive": alive, "Resources": resources}
 
-    nodes = [node("a", CPU=1.0), node("b", **{attach.HEAD: 1.0}), node("c", alive=False, **{attach.HEAD: 1.0})]
-    home = attach.home(nodes)
-    assert (home.node_id, home.soft) == ("b", False)
+    worker, head, former = (character * 56 for character in "abc")  # as long as Ray's are
+    home = attach.home([node(worker, CPU=1.0), node(head, **{attach.HEAD: 1.0}), node(former, alive=False, **{attach.HEAD: 1.0})])
+    assert (home.node_id, home.soft) == (head, False)
