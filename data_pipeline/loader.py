@@ -28,6 +28,7 @@ from data_pipeline.tokenizers import VideoTokenizer, load_tokenizer
 
 TOKENIZER_FOLDER, TOKENIZER_FILE = "tokenizer", "tokenizer.json"
 WINDOWS_AHEAD = 3  # of shards that are asked for: the one that is read, and the next ones
+SMALL = 1 << 20  # bytes of latents that stay in the processor's cache beside their mean; one number per row is slow where rows are short
 OPEN_SHARDS = 8  # per sample set: the window that it reads and the one before; a copy that is open gives no room back to the cache's disk
 
 
@@ -181,21 +182,24 @@ class SampleSet:
         text = np.zeros((len(places), spec.text_tokens, spec.text_width), np.float32)
         lengths = np.empty(len(places), np.int64)
         mean, factor = manifests.normalisation(frames, self._dataset.manifest.statistics)
+        if latents.nbytes <= len(places) * SMALL:
+            mean = np.broadcast_to(mean, (frames, spec.channels, height, width)).copy()
         by_shard: dict[ShardEntry, list[int]] = {}
         for item, (_, entry, _) in enumerate(places):
             by_shard.setdefault(entry, []).append(item)
+        readers = {entry: self._reader(entry) for entry in by_shard}
+        asked = {entry: reader.read([places[item][2] for item in by_shard[entry]]) for entry, reader in readers.items()}
         for entry, items in by_shard.items():
-            for item, parts in zip(items, self._reader(entry).read([places[item][2] for item in items]), strict=True):
+            for item, parts in zip(items, asked[entry], strict=True):
                 raw = unpack(parts["latent"])  # as manifests.normalise computes, but in place and along the rows of memory
                 raw -= mean
                 raw *= factor
                 latents[item] = raw.transpose(0, 2, 3, 1)
-                vectors = places[item][0].new_vectors(self._reader(entry).key(places[item][2]))
+                vectors = places[item][0].new_vectors(readers[entry].key(places[item][2]))
                 vectors = unpack(parts["text"]) if vectors is None else vectors
                 lengths[item] = len(vectors)
                 text[item, : len(vectors)] = vectors
-        keys = tuple(self._reader(entry).key(row) for _, entry, row in places)
-        return Batch(latents, text, lengths, keys)
+        return Batch(latents, text, lengths, tuple(readers[entry].key(row) for _, entry, row in places))
 
     def _place(self, position: int) -> tuple[Dataset, ShardEntry, int]:
         """(the generation that is read, shard, row) of a global position; what comes next is asked for."""

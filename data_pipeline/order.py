@@ -59,7 +59,7 @@ class EpochOrder:
         return range(int(self._ends[first - 1]) if first else 0, int(self._ends[last - 1])), tuple(self._shards[first:last].tolist())
 
     def _window_at(self, index: int) -> int:
-        return int(np.searchsorted(self._ends, index, side="right")) // self._window
+        return int(self._ends.searchsorted(index, side="right")) // self._window
 
     def _window_places(self, window: int) -> tuple[int, Indices, Indices]:
         """The window's first index, and the shard and row of each of its samples in their order."""

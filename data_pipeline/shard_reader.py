@@ -4,7 +4,7 @@ come into the local cache. Every part that is read is checked against its checks
 import json
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,25 @@ class ShardReader:
 
     def latent(self, row: int) -> np.ndarray:
         """Raw latents float32 [T, C, h, w]."""
-        return unpack(self.read([row], ["latent"])[0]["latent"])
+        return unpack(self._part(row, "latent"))
 
     def text(self, row: int) -> np.ndarray:
         """Text vectors float32 [k, E], of true length."""
-        return unpack(self.read([row], ["text"])[0]["text"])
+        return unpack(self._part(row, "text"))
 
     def meta(self, row: int) -> dict[str, Any]:
-        return json.loads(bytes(self.read([row], ["meta"])[0]["meta"]))
+        return json.loads(bytes(self._part(row, "meta")))
 
-    def read(self, rows: Sequence[int], parts: Sequence[str] = ("latent", "text")) -> list[dict[str, memoryview]]:
-        """The bytes of some parts of each row; from S3 all are asked for at once. Raises ShardError naming a damaged sample."""
+    def read(self, rows: Sequence[int], parts: Sequence[str] = ("latent", "text")) -> Iterator[dict[str, memoryview]]:
+        """The bytes of some parts of each row, all of them asked for at once: a disk reads on in the background, and gives them row by
+        row, while they are in the processor's cache. Raises ShardError naming a damaged sample."""
         spans = [self._span(row, parts) for row in rows]
-        return [self._cut(data, start, row, parts) for data, (start, _), row in zip(self._bytes(spans), spans, rows, strict=True)]
+        found = zip(self._bytes(spans), spans, rows, strict=True)
+        return (self._cut(data, start, row, parts) for data, (start, _), row in found)
+
+    def _part(self, row: int, part: str) -> memoryview:
+        (found,) = self.read([row], [part])
+        return found[part]
 
     def _span(self, row: int, parts: Sequence[str]) -> tuple[int, int]:
         """(offset, bytes) of the stretch that holds the parts: those of one sample are neighbours in the tar."""
@@ -64,11 +70,13 @@ class ShardReader:
         start = min(offset for offset, _, _ in places)
         return start, max(offset + size for offset, size, _ in places) - start
 
-    def _bytes(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _bytes(self, spans: Sequence[tuple[int, int]]) -> Iterable[bytes]:
         descriptor = self._local_descriptor()
         if descriptor is None:
             return storage.read_ranges(self.path, spans)
-        return [os.pread(descriptor, size, offset) for offset, size in spans]
+        for start, size in spans:
+            os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        return (os.pread(descriptor, size, start) for start, size in spans)
 
     def _cut(self, data: bytes, start: int, row: int, parts: Sequence[str]) -> dict[str, memoryview]:
         found = {}

@@ -155,7 +155,7 @@ def main() -> None:
         ours(dataset, 1), theirs(dataset)
         single, reference = pairs(lambda: ours(dataset, 1), lambda: theirs(dataset))
         double = median(ours(dataset, 2) for _ in range(PAIRS))
-        cold, raw = pairs(lambda: ours(dataset, 4), lambda: plain(dataset), lambda: forget(folder))
+        cold, raw = pairs(lambda: ours(dataset, 2), lambda: plain(dataset), lambda: forget(folder))
         found = seeks(wide)
     publish(
         {

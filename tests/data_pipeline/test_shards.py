@@ -74,7 +74,7 @@ def test_webdataset_gives_every_sample_its_text_also_where_all_have_the_same(tmp
     for item in found:
         torch.testing.assert_close(load(item["text.safetensors"])["text"], torch.from_numpy(text).bfloat16(), rtol=0, atol=0)
     reader = ShardReader(tmp_path / "alike.tar")
-    together = reader.read([4, 0, 2], ["latent", "text", "meta"])
+    together = list(reader.read([4, 0, 2], ["latent", "text", "meta"]))
     assert [json.loads(bytes(parts["meta"])) for parts in together] == [alike[row].meta for row in (4, 0, 2)]
 
 
