@@ -13,7 +13,7 @@ demo: install
 
 # A file at a time on each of two workers: most of them wait for processes of their own.
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

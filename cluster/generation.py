@@ -124,13 +124,14 @@ class Group:
             self._on_message(rank, message)
 
     def stop_if(self, wish: str | None, message: Message | None, grace: float) -> None:
-        """End the group if that is wished now; a wish for the next commit is granted when rank 0 tells of one."""
+        """End the group if that is wished now; a wish for the next commit is granted when rank 0 tells of one. Whoever ends at once may
+        commit its last step: steps go on while a commit is written."""
         if wish is None or self._stopped:
             return
         committed = message is not None and message["kind"] == "event" and message["event"] == "commit"
-        if wish != AT_THE_NEXT_COMMIT or committed:
+        if wish == AT_ONCE or committed:
             self._stopped = True
-            _ask(list(self.running.values()), "kill" if committed else "stop", grace)
+            _ask(list(self.running.values()), "stop" if wish == AT_ONCE else "kill", grace)
 
     def give_up(self) -> None:
         """A process that was killed and does not end (the kernel holds it, for a device or a file system that hangs) counts as lost, with

@@ -46,7 +46,7 @@ def commit_on_sigterm(payload: Payload, report: Report, listener: Listener) -> N
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, commit)
-    report({"kind": "up", "pid": os.getpid()})
+    report({"kind": "up", "pid": os.getpid()} | payload.get("told", {}))
     time.sleep(600)
 
 

@@ -151,6 +151,13 @@ def test_a_group_ends_early_when_it_is_asked_to(run: Run, wish: str) -> None:
     assert any(message["kind"] == "event" for _, message in run.messages) == (wish == generation.AT_THE_NEXT_COMMIT)
 
 
+def test_a_group_that_ends_at_once_commits_its_last_step_though_word_of_an_earlier_commit_has_just_come(run: Run) -> None:
+    run.should_stop = lambda: generation.AT_ONCE if len(run.messages) == 1 else None  # type: ignore[method-assign]
+    outcome = run("commit_on_sigterm", world=1, commit=str(run.folder / "commit"), told={"kind": "event", "event": "commit"})
+    assert outcome.stopped
+    assert (run.folder / "commit").read_text() == "whole"
+
+
 def test_an_interrupt_lets_every_rank_commit_and_goes_on(run: Run) -> None:
     pids = []
 
