@@ -3,7 +3,9 @@ The pool calls them; what they do is data_pipeline's."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +19,19 @@ from data_pipeline.storage import FAULTS, Location
 from data_pipeline.text import load_text
 
 NICE = 19  # encoding takes what trainers on the same machine leave over
+KEPT_BYTES = 64 << 20  # of free memory that a process does not give back: one clip after the other needs it
+LARGEST_BYTES = 32 << 20  # of a block that comes out of it; glibc allows no more
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What travels with a piece: its bytes; with a source's last one the source's outcome; faults of storage since the last word."""
+    """What travels with a piece: its bytes; with a source's last one the source's outcome; seconds in which it was not computed, for
+    storage took them, or others on the same cores; faults of storage since the last word."""
 
     bytes: int
     outcome: SourceRecord | None
+    waited: float
     faults: dict[str, int]
 
 
@@ -32,10 +39,11 @@ class Decoder:
     """A CPU actor. It holds the source it is at: what is not asked for stays with it, and that is what bounds the queue."""
 
     def __init__(self, spec: EncodeSpec, folder: Location, stall: int = STALL_SECONDS) -> None:
-        os.nice(NICE)
+        _settle()
         self._spec, self._folder, self._stall = spec, folder, stall
         self._pieces: Generator[Piece, None, SourceRecord] | None = None
         self._next: Piece | SourceRecord | None = None
+        self._waited = 0.0
 
     def start(self, source: Source, careful: bool) -> tuple[Decoded, Piece]:
         """The first piece of a source; whatever was left of another one is dropped."""
@@ -50,7 +58,8 @@ class Decoder:
             assert self._next is not None, "asked for more of a source that has ended"
             piece, self._next = self._next, self._advance()
         ended = self._next if isinstance(self._next, SourceRecord) else None
-        return Decoded(sum(item.clip.frames.nbytes for item in piece), ended, FAULTS.take()), piece
+        waited, self._waited = self._waited, 0.0
+        return Decoded(sum(item.clip.frames.nbytes for item in piece), ended, waited, FAULTS.take()), piece
 
     def commit(
         self, chunk: Chunk, work: str, outcomes: list[SourceRecord], counts: list[int], *encoded: list[EncodedClip]
@@ -66,17 +75,20 @@ class Decoder:
 
     def _advance(self) -> Piece | SourceRecord:
         assert self._pieces is not None
+        began, computed = time.monotonic(), time.process_time()
         try:
             return next(self._pieces)
         except StopIteration as end:
             return end.value
+        finally:
+            self._waited += max(0.0, time.monotonic() - began - (time.process_time() - computed))
 
 
 class Encoder:
     """An actor without state, so that any of them can take over from any other; its codecs use the first GPU that they see."""
 
     def __init__(self, spec: EncodeSpec, tokenizer_folder: Location) -> None:
-        os.nice(NICE)
+        _settle()
         self._spec = spec
         self._tokenizer = tokenizer_at(tokenizer_folder)
         self._text = load_text(tokenizer_folder, spec)
@@ -84,3 +96,11 @@ class Encoder:
     def encode(self, source: Source, piece: Piece) -> tuple[int, Sequence[EncodedClip]]:
         """(clips, the clips encoded) of one piece."""
         return len(piece), encode_piece(piece, source, self._spec, self._tokenizer, self._text)
+
+
+def _settle() -> None:
+    """What either does before anything else."""
+    os.nice(NICE)
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
+        set_option(M_MMAP_THRESHOLD, LARGEST_BYTES)

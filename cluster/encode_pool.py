@@ -188,6 +188,7 @@ class EncodePool:
         if isinstance(task, Part):
             call.worker.holds = None if result.outcome else task
             FAULTS.add(result.faults)
+            self._meter.waited += result.waited
             if not self._current(task):
                 return
             task.outcome = result.outcome

@@ -24,6 +24,11 @@ from data_pipeline.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = "token"  # of a private Ray, in its folder: for its user's other processes
 BRIEFLY = {"RAY_gcs_server_port_wait_time_s": "1", "RAY_py_gcs_connect_timeout_s": "15"}  # to try to reach a private Ray; else minutes
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+}  # nobody reads them
 OBJECT_STORE_BYTES = 512 << 20  # decoded frames and latents on their way; the encode pool bounds them
 
 
@@ -91,7 +96,7 @@ def _start_private(cpus: int, temp_dir: str) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     (Path(temp_dir) / TOKEN).write_text(os.environ["RAY_AUTH_TOKEN"])
     (Path(temp_dir) / TOKEN).chmod(0o600)
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180"}
+    os.environ |= QUIET | {"RAY_raylet_start_wait_time_s": "180"}
     ray.init(
         address="local",
         num_cpus=cpus,

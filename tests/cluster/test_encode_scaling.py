@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from cluster.encode_scaling import Limits, Load, LoadMeter, Queues, Sizes, bottleneck, first_sizes, limits_of, rescaled
 
 SHARES = st.floats(0, 1)
-LOADS = st.builds(Load, SHARES, SHARES, SHARES)
+LOADS = st.builds(Load, SHARES, SHARES, SHARES, SHARES)
 RANGES = st.tuples(st.integers(1, 20), st.integers(0, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
-LIMITS = st.builds(Limits, RANGES, RANGES)
+LIMITS = st.builds(Limits, RANGES, RANGES, st.integers(0, 1))
 
 
 @given(st.builds(Sizes, st.integers(1, 50), st.integers(1, 50)), LOADS, LIMITS)
@@ -28,6 +28,14 @@ def test_what_holds_the_rest_up_grows_by_one_and_at_its_limit_the_rest_shrinks()
     assert rescaled(Sizes(3, 2), balanced, limits) == Sizes(3, 2)
 
 
+def test_one_decoder_more_than_there_are_cpus_comes_only_while_the_others_wait_for_storage() -> None:
+    limits = limits_of(4)
+    assert first_sizes(limits) == Sizes(4, 1)
+    assert rescaled(Sizes(4, 2), Load(starved=0.9, waiting=0.1), limits) == Sizes(4, 1)
+    assert rescaled(Sizes(4, 2), Load(starved=0.9, waiting=0.4), limits) == Sizes(5, 2)
+    assert rescaled(Sizes(3, 2), Load(starved=0.9), limits) == Sizes(4, 2)
+
+
 @given(st.integers(0, 100))
 def test_a_cluster_of_any_size_has_a_place_to_begin(cpus: int) -> None:
     limits = limits_of(cpus)
@@ -40,8 +48,9 @@ def test_the_load_is_an_average_over_time() -> None:
     meter = LoadMeter()
     meter.add(Queues(held=2), Sizes(2, 1), 3.0)
     meter.add(Queues(idle=1), Sizes(2, 1), 1.0)
+    meter.waited += 2.0
     load = meter.take()
-    assert (load.blocked, load.starved) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert (load.blocked, load.starved, load.waiting) == (pytest.approx(0.75), pytest.approx(0.25), pytest.approx(0.25))
     assert meter.take() == Load()
 
 
