@@ -10,14 +10,12 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import run_folder, session
 from cluster.controller import Controller, End, Order
@@ -27,7 +25,9 @@ from trainer.config import RunConfig
 from trainer.status import has_finished
 
 NAMESPACE = "videomar"
-HEAD = "node:__internal_head__"  # among the resources of Ray's head
+# Where a controller lives: with Ray's head, without which it could do nothing; any other node may be cut off from it. A share of what
+# only a head has, for Ray places an actor that reserves nothing wherever it likes, and a head that is made anew is another node.
+HOME = {"node:__internal_head__": 0.001}
 CALLS = 32  # that a controller answers at once: followers wait in it
 RETRY_SECONDS = 0.5
 FAREWELL_SECONDS = 3.0  # that a private Ray outlives its run for others who follow
@@ -57,19 +57,12 @@ def find(config: RunConfig) -> ActorHandle | None:
     return actor
 
 
-def home(nodes: Sequence[dict[str, Any]]) -> NodeAffinitySchedulingStrategy:
-    """Ray's head, where a controller lives: without the head it could do nothing, and any other node may be cut off from it. Not softly:
-    Ray then places an actor that reserves nothing wherever it likes."""
-    (head,) = (str(node["NodeID"]) for node in nodes if node["Alive"] and HEAD in node["Resources"])
-    return NodeAffinitySchedulingStrategy(head, soft=False)
-
-
 def start(config: RunConfig, order: Order) -> ActorHandle:
     """A controller for the run; whoever comes at the same time gets the same one."""
     actor: Any = ray.remote(Controller)
     # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
     options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
-    return actor.options(**options, num_cpus=0, max_concurrency=CALLS, scheduling_strategy=home(ray.nodes())).remote(order)
+    return actor.options(**options, num_cpus=0, resources=HOME, max_concurrency=CALLS).remote(order)
 
 
 def follow(actor: ActorHandle, terminal: Terminal, run: Path) -> End:

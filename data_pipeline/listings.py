@@ -9,7 +9,9 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ LATENTS = frozenset((".safetensors", ".npy"))
 TABLES = (".csv", ".jsonl", ".parquet")
 CAPTIONS, LICENCES, FILES = ("caption", "text"), ("licence", "license"), ("file", "video", "path", "image")
 BATCH_ROWS = 4096  # of a table, read at once
+SIZES, THREADS = 256, 16  # of files in S3 that are asked for together, and how many of them at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,22 @@ class Entry:
 
 
 def list_entries(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
-    """The files of these suffixes at a place. Raises UserError when there is no such place."""
+    """The files of these suffixes at a place; of those in S3 the bytes, too. Raises UserError when there is no such place."""
+    return _sized(_entries(place, suffixes))
+
+
+def _sized(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """What the listing does not say is asked here, many at a time: whoever needs it later would ask for one after the other. A file that
+    is gone has -1."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        while batch := list(islice(entries, SIZES)):
+            unknown = list({entry.path for entry in batch if entry.bytes is None and entry.path.startswith("s3://")})
+            told = threads.map(lambda path: storage.size(storage.location(path)), unknown)
+            sizes = {path: -1 if size is None else size for path, size in zip(unknown, told, strict=True)}
+            yield from (replace(entry, bytes=sizes[entry.path]) if entry.path in sizes else entry for entry in batch)
+
+
+def _entries(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
     root = storage.location(place)
     if isinstance(root, S3Path):
         one = root.suffix.lower() in (*suffixes, *TABLES, ".tar") and storage.size(root) is not None

@@ -10,11 +10,10 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from data_pipeline.shard_index import index_path
 from data_pipeline.storage import FAULTS, Location
 
 DOWNLOADS = 4  # at a time
+SERVE = "import sys; sys.path.insert(0, sys.argv[1]); from data_pipeline.shard_fetcher import serve; serve()"
+CHECKSUM = "[0-9a-f]" * 64  # in the names of copies and their locks; whatever else is in the folder is not ours
 
 
 class ShardFetcher:
@@ -31,17 +32,19 @@ class ShardFetcher:
 
     def __init__(self, folder: Path, answered: Callable[[dict[str, Any] | None], None]) -> None:
         """`folder` is where the copies are to be; what killed processes have left half fetched there is deleted."""
+        self._folder = folder
         sweep(folder)
-        command = [sys.executable, "-m", "data_pipeline.shard_fetcher"]
-        root = Path(__file__).parents[1]  # from which the package is found, installed or not
-        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        root = str(Path(__file__).parents[1])  # from which the package is found, installed or not
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", SERVE, root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches every process of a session; who asked decides
+        )
         self._answered = answered
         self._listener = threading.Thread(target=self._listen, name="shard-fetcher", daemon=True)
         self._listener.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def fetch(self, shard: Location, copy: Path) -> None:
         """Asks for a copy. Raises OSError or ValueError when the process has ended."""
@@ -50,36 +53,41 @@ class ShardFetcher:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Ends the process, whatever it is at."""
+        """Ends the process, whatever it is at; what is half fetched then is deleted."""
         assert self._process.stdin
         with contextlib.suppress(OSError):  # it has ended by itself
             self._process.stdin.close()
         self._listener.join()
+        sweep(self._folder)
 
     def _listen(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
-            self._answered(json.loads(line))
-        self._process.wait()
-        self._answered(None)
+        try:
+            for line in self._process.stdout:
+                self._answered(json.loads(line))
+        finally:
+            self._process.kill()  # nobody hears it any more
+            self._process.wait()
+            self._answered(None)
 
 
 def serve() -> None:
     """What the process does until its input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; who asked decides
     writing = threading.Lock()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what any library prints is no answer
 
     def answer(**told: Any) -> None:
         with writing:
-            sys.stdout.write(json.dumps(told) + "\n")
-            sys.stdout.flush()
+            answers.write(json.dumps(told) + "\n")
+            answers.flush()
 
     def work(shard: str, copy: str) -> None:
         answer(began=copy)
         failure = None
         try:
             bring(storage.location(shard), Path(copy))
-        except Exception as error:  # told to whoever opens the shard
+        except Exception as error:  # whoever asked tells of it
             failure = str(error) or type(error).__name__
         answer(ended=copy, failure=failure, faults=FAULTS.take())
 
@@ -94,31 +102,45 @@ def bring(shard: Location, copy: Path) -> None:
     """Copies a shard and its index, if it has one. One process of all that share the folder does it, the others wait for it. What is
     damaged or cut short is noticed by who reads it: every part has a checksum of its own."""
     copy.parent.mkdir(parents=True, exist_ok=True)
-    locked = lock_path(copy)
-    with locked.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it back from whoever is killed
+    with locked(copy):
         if not copy.exists():
             with contextlib.suppress(FileNotFoundError), storage.atomic(index_path(copy), durable=False) as temporary:
                 temporary.write_bytes(storage.read_bytes(index_path(shard)))
             with storage.atomic(copy, durable=False) as temporary:
                 storage.download(shard, temporary)
-        locked.unlink(missing_ok=True)
 
 
-def lock_path(copy: Path) -> Path:
-    """Held while a copy comes."""
-    return copy.with_suffix(".lock")
+@contextlib.contextmanager
+def locked(copy: Path, wait: bool = True) -> Iterator[None]:
+    """While a copy comes, one process holds the lock beside it; the kernel takes it back from whoever is killed. Raises BlockingIOError
+    where another one holds it and this one would not `wait`."""
+    path, held = copy.with_suffix(".lock"), False
+    while not held:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = _is_at(lock, path)  # else who held it before has deleted it, and others may hold the next one
+            if held:
+                yield
+        finally:
+            if held:
+                path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder: Path) -> None:
     """Deletes what is half there and nobody is fetching."""
-    for locked in folder.glob(lock_path(Path("*")).name):
-        with contextlib.suppress(OSError), locked.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.glob(f".{locked.stem}.*.tmp"):
+    for lock in folder.glob(f"{CHECKSUM}.lock"):
+        copy = lock.with_suffix(".tar")
+        with contextlib.suppress(OSError), locked(copy, wait=False):
+            for left in folder.glob(f".{copy.stem}.*.tmp"):
                 left.unlink(missing_ok=True)
-            locked.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    serve()
+            if not copy.exists():
+                index_path(copy).unlink(missing_ok=True)

@@ -65,7 +65,8 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
     """A generation, once its process group is joined, which took `joining` seconds: from its commit to the end of the stage."""
     beat.enter("build")
     joined, config, run_folder = perf_counter(), RunConfig.model_validate(payload["config"]), Path(payload["run"])
-    dataset = open_dataset(payload["dataset"], config.data.shard_cache())
+    cache = config.data.shard_cache()
+    dataset = open_dataset(payload["dataset"], cache)
     found = commits.chosen_commit(Path(payload["commit"])) if payload["commit"] else None
     state, earlier = starting_state(run_folder, found)
     task = stage_task(config, dataset, state, payload, device, earlier)
@@ -108,6 +109,7 @@ def live(payload: dict[str, Any], report: Report, beat: Heartbeat, device: torch
             run_stage(task, engine, state, keeper, told, beat, StepTrace(config.profile.range, run_folder, task.rank, told), leave)
     finally:
         saver.close()
+        cache.close()
 
 
 def starting_state(run_folder: Path, found: commits.Commit | None) -> tuple[RunState, int]:

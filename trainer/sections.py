@@ -3,6 +3,7 @@ guard's keys in guard.py, those of data.filters in data_pipeline/filters.py."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -42,7 +43,7 @@ class DataSection(Section):
     captions: str | None = None
     images: bool = False  # also stills, as clips of one frame, for buckets of one frame
     root: str | None = None  # where encoded data sets live, a folder or s3://bucket/prefix; default: <run.root>/datasets
-    cache: str | None = None  # local folder for shards from S3; default: videomar-cache in the system's temporary folder
+    cache: str | None = None  # local folder for shards from S3; default: videomar-cache-<user id> in the system's temporary folder
     cache_bytes: int = Field(20 << 30, ge=0)
     fps: float = Field(8.0, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
@@ -67,7 +68,8 @@ class DataSection(Section):
 
     def shard_cache(self) -> ShardCache:
         """The cache of shards from S3 that the recipe describes."""
-        return ShardCache(Path(self.cache) if self.cache else Path(tempfile.gettempdir()) / "videomar-cache", self.cache_bytes)
+        own = Path(tempfile.gettempdir()) / f"videomar-cache-{os.getuid()}"
+        return ShardCache(Path(self.cache) if self.cache else own, self.cache_bytes)
 
 
 class InitSection(Section):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -11,7 +14,9 @@ from ray.exceptions import ActorDiedError
 
 from cluster import attach
 from cluster.controller import End
+from cluster.hosts import Hosts
 from cluster.progress import Terminal
+from cluster.session import REPOSITORY
 from trainer import events
 
 
@@ -45,10 +50,25 @@ def test_a_farewell_from_a_controller_that_is_gone_says_nothing(gone: Any) -> No
     attach.say_farewell(gone)
 
 
-def test_a_controller_lives_with_the_head_and_nowhere_else() -> None:
-    def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
-        return {"NodeID": name, "Alive": alive, "Resources": resources}
+PLACED = """
+import sys
+import ray
+from cluster.attach import HOME
 
-    worker, head, former = (character * 56 for character in "abc")  # as long as Ray's are
-    home = attach.home([node(worker, CPU=1.0), node(head, **{attach.HEAD: 1.0}), node(former, alive=False, **{attach.HEAD: 1.0})])
-    assert (home.node_id, home.soft) == (head, False)
+class Somewhere:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+made = [ray.remote(Somewhere).options(num_cpus=0, resources=HOME).remote() for _ in range(6)]
+(head,) = [node["NodeID"] for node in ray.nodes() if set(HOME) <= set(node["Resources"])]
+assert len(ray.nodes()) == 2
+assert {ray.get(actor.node.remote()) for actor in made} == {head}
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_controller_lives_with_the_head_and_nowhere_else() -> None:
+    with Hosts(1, 2, os.environ) as hosts:
+        command = [sys.executable, "-c", PLACED, hosts.address]
+        subprocess.run(command, check=True, timeout=120, env=hosts.environment, cwd=REPOSITORY)

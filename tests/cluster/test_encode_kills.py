@@ -88,12 +88,12 @@ def sources_done(folder: Path) -> int:
 
 
 class Moment:
-    """When something is killed: after a random number of sources, at most three quarters of them, and a random time in which a chunk is
-    decoded and encoded."""
+    """When something is killed: after a random number of sources, at most two thirds of them, and a random time in which a part of a chunk
+    is decoded and encoded."""
 
     def __init__(self, reference: Reference, draw: random.Random) -> None:
-        self.sources = draw.randrange(3 * sources_done(reference.dataset) // 4)
-        self.delay = draw.uniform(0, 0.1 * reference.seconds)
+        self.sources = draw.randrange(2 * sources_done(reference.dataset) // 3)
+        self.delay = draw.uniform(0, 0.05 * reference.seconds)
 
     def wait(self, folder: Path, over: Callable[[], object]) -> None:
         """Until it has come, unless it is over before."""

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from data_pipeline.clips import clips_of
 from data_pipeline.entry_table import Unmatched
 from data_pipeline.errors import UserError
 from data_pipeline.estimate import Header, check_buckets, estimate, read_header, unfit
+from data_pipeline.manifest import dataset_fingerprint
 from data_pipeline.sources import IMAGE, VIDEO, Source, list_sources
 from data_pipeline.spec import EncodeSpec
 from data_pipeline.storage import S3Path
@@ -147,17 +149,42 @@ def test_what_stands_in_s3_is_what_would_stand_on_a_disk(videos: list[Path], tmp
         list_sources(str(bucket / "in"), str(bucket / "gone.csv"))
 
 
-def test_of_a_tar_in_s3_the_videos_are_not_fetched_to_list_it(tmp_path: Path, bucket: S3Path, s3_server: S3Server) -> None:
+def test_of_a_tar_in_s3_the_videos_are_not_fetched_to_list_it_nor_is_anything_asked_per_video(
+    tmp_path: Path, bucket: S3Path, s3_server: S3Server
+) -> None:
     with tarfile.open(tmp_path / "large.tar", "w") as tar:
         for number in range(3):
             add(tar, f"{number}.mp4", bytes(3 << 20))
+        add(tar, "empty.mp4", b"")
     storage.copy_tree(tmp_path, bucket / "in", last="")
-    with tarfile.open(tmp_path / "large.tar") as tar:
-        size = sum(member.size for member in tar)
+    size, spans, before = (tmp_path / "large.tar").stat().st_size, list[str](), len(s3_server.requests)
+
+    def note(request: dict[str, Any]) -> None:
+        if request["REQUEST_METHOD"] == "GET" and request["PATH_INFO"].endswith(".tar"):
+            spans.append(request.get("HTTP_RANGE") or f"bytes=0-{size - 1}")
+
+    s3_server.gate = note
+    sources = list_sources(str(bucket / "in")).sources
+    assert [source.bytes for source in sources] == [size] * 4
+    first, last = ([int(text) for text in texts] for texts in zip(*(span.removeprefix("bytes=").split("-") for span in spans), strict=True))
+    assert sum(last) - sum(first) < size / 4
+    listed = len(s3_server.requests)
+    assert listed - before < 20
+    dataset_fingerprint(sources, SPEC)
+    assert len(s3_server.requests) == listed
+    (empty,) = (source.open() for source in sources if source.name.endswith("empty.mp4"))
+    assert isinstance(empty, io.BytesIO)
+    assert empty.read() == b""
+
+
+def test_sizes_of_files_in_s3_that_a_table_names_are_asked_for_once(bucket: S3Path, tmp_path: Path, s3_server: S3Server) -> None:
+    for number in range(5):
+        storage.write_bytes(bucket / f"{number}.mp4", bytes(number))
+    (tmp_path / "list.csv").write_text("file\n" + "".join(f"{bucket / f'{number}.mp4'}\n" for number in range(6)))
     before = len(s3_server.requests)
-    assert [source.bytes for source in list_sources(str(bucket / "in")).sources] == [None] * 3
-    asked = [method for method, _ in s3_server.requests[before:]]
-    assert asked.count("GET") * storage.READ_AHEAD < size / 2
+    sources = list_sources(tmp_path / "list.csv").sources
+    assert [source.size() for source in sources] == [0, 1, 2, 3, 4, -1]
+    assert [method for method, _ in s3_server.requests[before:]] == ["HEAD"] * 6
 
 
 def test_stills_are_one_frame_clips_of_their_own_kind(videos: list[Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from data_pipeline import s3, storage
 from data_pipeline.loader import Dataset, open_dataset
 from data_pipeline.order import EpochOrder
 from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_fetcher import SERVE, locked
 from data_pipeline.shard_index import ShardError
 from data_pipeline.shard_reader import ShardReader
 from data_pipeline.shards import ShardEntry, shard_path, write_shard
@@ -47,6 +48,12 @@ def wait_for(cache: ShardCache | None, entry: ShardEntry) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.close(descriptor)
+
+
+def settle(cache: ShardCache) -> None:
+    """All that was asked for is here, and the process that fetched it has ended."""
+    cache.wait()
+    cache.close()
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -89,7 +96,7 @@ def test_a_shard_that_has_come_is_opened_without_a_request(uploaded: S3Path, tmp
     entry, cache = shards(dataset)[0], dataset.cache
     assert cache
     cache.want([(shard_path(uploaded, entry), entry)])
-    cache.close()
+    settle(cache)
     before = len(s3_server.requests)
     reader = ShardReader(shard_path(uploaded, entry), entry, cache)
     assert reader.latent(0).any()
@@ -109,7 +116,7 @@ def test_a_shard_damaged_in_s3_is_named_whichever_way_it_is_read(uploaded: S3Pat
         ShardReader(path, entry).latent(0)
     assert dataset.cache
     dataset.cache.want([(path, entry)])
-    dataset.cache.close()
+    settle(dataset.cache)
     reader = ShardReader(path, entry, dataset.cache)
     assert reader.latent(1).any()
     assert list(tmp_path.iterdir())
@@ -151,10 +158,11 @@ def test_none_of_what_is_wanted_makes_room_for_the_rest_of_it(bucket: S3Path, tm
     for first, last in ((0, 5), (1, 5), (4, 5), (0, 2)):
         wanted = entries[first:last]
         cache.want([(shard_path(bucket, entry), entry) for entry in wanted])
-        cache.close()
+        cache.wait()
         here = {copy.stem for copy in tmp_path.glob("*.tar")}
         assert {entry.sha256 for entry in wanted[:3]} <= here
         assert len(here) == 3
+    cache.close()
 
 
 def test_what_is_read_next_is_fetched_beyond_the_end_of_an_epoch(encoded: Encoded, bucket: S3Path, tmp_path: Path) -> None:
@@ -163,7 +171,7 @@ def test_what_is_read_next_is_fetched_beyond_the_end_of_an_epoch(encoded: Encode
     split = Dataset(bucket, manifest, "", cache := ShardCache(tmp_path, 1 << 30)).split("5x32x32", "train", 0)
     orders = [EpochOrder([1] * 40, 0, "5x32x32", epoch) for epoch in range(2)]
     assert split.sample_key(39) == f"{orders[0][39][0]:016x}-0000"
-    cache.close()
+    settle(cache)
     expected = {entries[shard].sha256 for shard in (*orders[0].window(39)[1], *orders[1].window(0)[1], *orders[1].window(4)[1])}
     assert {copy.stem for copy in tmp_path.glob("*.tar")} == expected
 
@@ -174,7 +182,7 @@ def test_what_many_share_is_fetched_once(bucket: S3Path, tmp_path: Path, s3_serv
     for cache in caches:
         cache.want([(shard_path(bucket, entry), entry) for entry in entries])
     for cache in caches:
-        cache.close()
+        settle(cache)
     assert {path.name for path in tmp_path.iterdir()} == {f"{entry.sha256}{kind}" for entry in entries for kind in (".tar", ".idx")}
     asked = Counter(path for method, path in s3_server.requests[before:] if method == "GET")
     assert set(asked.values()) == {1}
@@ -184,7 +192,7 @@ def test_what_many_share_is_fetched_once(bucket: S3Path, tmp_path: Path, s3_serv
 def fetchers(of: int) -> set[psutil.Process]:
     """The living fetching processes that a process has started."""
     alive = (child for child in psutil.Process(of).children() if child.status() != psutil.STATUS_ZOMBIE)
-    return {child for child in alive if "data_pipeline.shard_fetcher" in child.cmdline()}
+    return {child for child in alive if SERVE in child.cmdline()}
 
 
 @pytest.fixture
@@ -217,7 +225,7 @@ def test_a_fetcher_that_is_killed_leaves_ranged_reads_and_another_one_takes_over
     assert list(tmp_path.glob(".*.tmp"))
     cache.want([(path, entry)])
     wait_for(cache, entry)
-    cache.close()
+    settle(cache)
     assert {file.name for file in tmp_path.iterdir()} == {f"{entry.sha256}{kind}" for kind in (".tar", ".idx")}
     assert fetchers(os.getpid()) == before
 
@@ -231,7 +239,61 @@ def test_what_another_process_is_fetching_is_not_swept_away(bucket: S3Path, tmp_
     held.set()
     for cache, entry in zip(caches, entries, strict=True):
         wait_for(cache, entry)
-        cache.close()
+        settle(cache)
+
+
+def test_a_cache_that_is_closed_drops_what_it_is_at_and_asks_for_nothing_more(
+    bucket: S3Path, tmp_path: Path, held: threading.Event
+) -> None:
+    entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
+    path, cache, before = shard_path(bucket, entry), ShardCache(tmp_path, 1 << 30), fetchers(os.getpid())
+    cache.want([(path, entry)])
+    until(lambda: list(tmp_path.glob(".*.tmp")))
+    cache.close()
+    assert not held.is_set()
+    assert not list(tmp_path.iterdir())
+    cache.want([(path, entry)])
+    assert fetchers(os.getpid()) == before
+
+
+def test_in_a_folder_that_holds_other_things_too_they_stay(bucket: S3Path, tmp_path: Path) -> None:
+    entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("poetry.lock", "backup.tar", ".poetry.tar.x.tmp"):
+        (here / name).write_text("mine")
+    (tmp_path / "elsewhere").write_text("mine")
+    (here / f"{'0' * 64}.lock").symlink_to(tmp_path / "elsewhere")
+    cache = ShardCache(here, entry.bytes)
+    cache.want([(shard_path(bucket, entry), entry)])
+    settle(cache)
+    assert cache.place(entry).exists()
+    assert [(here / name).read_text() for name in ("poetry.lock", "backup.tar", ".poetry.tar.x.tmp")] == ["mine"] * 3
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_whoever_has_waited_for_a_lock_holds_the_one_that_others_see(tmp_path: Path) -> None:
+    copy, waiting, seen = tmp_path / f"{'0' * 64}.tar", threading.Event(), []
+
+    def wait_and_look() -> None:
+        waiting.set()
+        with locked(copy):
+            try:
+                with locked(copy, wait=False):
+                    seen.append("another lock")
+            except BlockingIOError:
+                seen.append("mine")
+
+    with locked(copy):
+        threads = [threading.Thread(target=wait_and_look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        waiting.wait()
+        time.sleep(0.1)  # so that they wait for this one, which is deleted
+    for thread in threads:
+        thread.join()
+    assert seen == ["mine"] * 4
+    assert not list(tmp_path.iterdir())
 
 
 ASKER = """
@@ -262,7 +324,7 @@ def test_a_cache_may_be_named_from_where_the_user_is(bucket: S3Path, tmp_path: P
     entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
     cache = ShardCache(Path("cache"), 1 << 30)
     cache.want([(shard_path(bucket, entry), entry)])
-    cache.close()
+    settle(cache)
     assert (tmp_path / "cache" / f"{entry.sha256}.tar").exists()
 
 
@@ -273,19 +335,25 @@ def test_what_a_fetcher_meets_is_counted_with_what_its_asker_meets(bucket: S3Pat
     storage.FAULTS.take()
     cache = ShardCache(tmp_path, 1 << 30)
     cache.want([(shard_path(bucket, entry), entry)])
-    cache.close()
+    settle(cache)
     assert cache.place(entry).exists()
     assert storage.FAULTS.take() == {"transient": 1}
 
 
-def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads(bucket: S3Path, tmp_path: Path) -> None:
+def test_a_cache_whose_disk_is_full_leaves_the_ranged_reads_and_says_so_once(
+    bucket: S3Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     entry = write_shard(bucket / "5x32x32", "shard-000000", samples())
     (tmp_path / "cache").write_text("a file in the way")
     cache = ShardCache(tmp_path / "cache", 1 << 30)
-    cache.want([(shard_path(bucket, entry), entry)])
-    check(ShardReader(shard_path(bucket, entry), entry, cache))
+    for _ in range(2):
+        cache.want([(shard_path(bucket, entry), entry)])
+        check(ShardReader(shard_path(bucket, entry), entry, cache))
+        cache.wait()
     cache.close()
     check(ShardReader(shard_path(bucket, entry), entry, cache))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"shards are not fetched ahead into {tmp_path / 'cache'}, but read from S3 in parts: ")
 
 
 def test_a_twentieth_of_the_requests_failing_loses_no_sample(
