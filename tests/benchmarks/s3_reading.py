@@ -1,5 +1,5 @@
-"""Reading a data set from S3 through the loader and its cache against a plain loop of ranged GETs of the same shards.
-`python -m tests.benchmarks.s3_reading`; RadosGW where it is installed, else moto, in processes of their own.
+"""Reading a data set from S3 through the loader and its cache against a plain loop of ranged GETs of the same shards:
+`python -m tests.benchmarks.s3_reading`.
 
 Two data sets are read in turn through a cache of a quarter of one of them, as in a long run on more data than the disk holds: nothing
 that is read was there before, and every shard takes the place of another one.
@@ -21,8 +21,8 @@ from data_pipeline.shards import shard_path
 from data_pipeline.storage import S3Path
 from tests.benchmarks import loader
 from tests.benchmarks.machine import publish
-from tests.radosgw import KEY, SECRET, RadosGateway, is_installed
-from tests.s3 import S3Server, new_bucket, pointed_at
+from tests.benchmarks.s3_server import s3_server
+from tests.s3 import new_bucket
 from trainer.allocator import keep_freed_memory
 
 RANGE, PAIRS = 8 << 20, 5
@@ -78,18 +78,8 @@ def measure(name: str) -> None:
 
 def main() -> None:
     keep_freed_memory()
-    if is_installed():
-        with tempfile.TemporaryDirectory(prefix="vm-rgw-") as folder:
-            gateway = RadosGateway(Path(folder))
-            try:
-                with pointed_at(gateway.endpoint, KEY, SECRET):
-                    measure("radosgw")
-            finally:
-                gateway.stop()
-    else:
-        server = S3Server()
-        with pointed_at(server.endpoint):
-            measure("moto")
+    with s3_server() as name:
+        measure(name)
 
 
 if __name__ == "__main__":
