@@ -1,6 +1,4 @@
 import io
-import os
-import shutil
 from typing import Any
 
 import pytest
@@ -32,7 +30,7 @@ def test_on_a_terminal_the_live_line_is_rewritten_and_a_permanent_one_takes_its_
 
 
 def test_the_live_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((20, 24)))
+    monkeypatch.setenv("COLUMNS", "20")
     out = Tty()
     Terminal(out).show("0123456789" * 3)
     assert out.getvalue() == "\r\x1b[K0123456789012345678"
