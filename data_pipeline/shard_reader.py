@@ -56,19 +56,13 @@ class ShardReader:
     def read(self, rows: Sequence[int], parts: Sequence[str] = ("latent", "text")) -> Iterator[dict[str, memoryview]]:
         """The bytes of some parts of each row, all of them asked for at once: a disk reads on in the background, and gives them row by
         row, while they are in the processor's cache. Raises ShardError naming a damaged sample."""
-        spans = [self._span(row, parts) for row in rows]
-        found = zip(self._bytes(spans), spans, rows, strict=True)
-        return (self._cut(data, start, row, parts) for data, (start, _), row in found)
+        places = list(zip(*(self._index.places[part][list(rows)].tolist() for part in parts), strict=True))
+        found = zip(self._bytes([_span(place) for place in places]), rows, places, strict=True)
+        return (self._cut(data, row, dict(zip(parts, place, strict=True))) for data, row, place in found)
 
     def _part(self, row: int, part: str) -> memoryview:
         (found,) = self.read([row], [part])
         return found[part]
-
-    def _span(self, row: int, parts: Sequence[str]) -> tuple[int, int]:
-        """(offset, bytes) of the stretch that holds the parts: those of one sample are neighbours in the tar."""
-        places = [self._index.places[part][row].tolist() for part in parts]
-        start = min(offset for offset, _, _ in places)
-        return start, max(offset + size for offset, size, _ in places) - start
 
     def _bytes(self, spans: Sequence[tuple[int, int]]) -> Iterable[bytes]:
         descriptor = self._local_descriptor()
@@ -78,11 +72,10 @@ class ShardReader:
             os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
         return (os.pread(descriptor, size, start) for start, size in spans)
 
-    def _cut(self, data: bytes, start: int, row: int, parts: Sequence[str]) -> dict[str, memoryview]:
-        found = {}
-        for part in parts:
-            offset, size, crc = self._index.places[part][row].tolist()
-            found[part] = memoryview(data)[offset - start : offset - start + size]
+    def _cut(self, data: bytes, row: int, place: dict[str, list[int]]) -> dict[str, memoryview]:
+        found, view, start = {}, memoryview(data), min(offset for offset, _, _ in place.values())
+        for part, (offset, size, crc) in place.items():
+            found[part] = view[offset - start : offset - start + size]
             if len(found[part]) != size or isal_zlib.crc32(found[part]) != crc:
                 if self._cache and self._entry:
                     self._cache.drop(self._entry)
@@ -124,3 +117,9 @@ class ShardReader:
             raise ShardError(f"shard {self.path} cannot be opened: No such file or directory")
         with storage.local_copy(self.path) as copy:
             return scan(copy, str(self.path))
+
+
+def _span(place: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """(offset, bytes) of the stretch that holds the parts: those of one sample are neighbours in the tar."""
+    start = min(offset for offset, _, _ in place)
+    return start, max(offset + size for offset, size, _ in place) - start

@@ -176,8 +176,9 @@ def micro_batch(plan: StepPlan, unit: Unit, draws: Draws, data: SampleSet, head:
     drawn = [head.draw(draws.generator(position, "head"), target.supervised) for position, target in zip(positions, targets, strict=True)]
     times, noise = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*drawn, strict=True))
     levels, context_noise, masked_again = draws.disturbed(positions, targets, sequence)
+    used = 1 + max(sequence.frame_order)
     inputs = TrainingBatch(
-        latents=torch.from_numpy(np.ascontiguousarray(batch.latents[:, : 1 + max(sequence.frame_order)])),
+        latents=torch.from_numpy(batch.latents if used == batch.latents.shape[1] else batch.latents[:, :used].copy(order="K")),
         sequence=sequence,
         masked=masked if masked_again is None else masked | masked_again,
         rows=rows,

@@ -58,13 +58,13 @@ def ours(dataset: Dataset, threads: int) -> float:
 
 def theirs(dataset: Dataset) -> float:
     """Seconds of an epoch of webdataset's pipeline as its users write it: shuffled, decoded, ending in the same batches."""
-    mean, scale = (torch.from_numpy(value).float() for value in by_frame(5, dataset.manifest.statistics))
+    mean, scale = (torch.from_numpy(value).float().movedim(-1, 1) for value in by_frame(5, dataset.manifest.statistics))
 
     def tensor(data: bytes) -> torch.Tensor:
         return next(iter(load(data).values())).float()
 
     def collated(parts: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any], str]]) -> Batch:
-        latents = torch.stack([(latent.permute(0, 2, 3, 1) - mean) / scale for latent, _, _, _ in parts])
+        latents = torch.stack([(latent - mean) / scale for latent, _, _, _ in parts]).movedim(2, -1)
         text = torch.zeros((len(parts), SPEC.text_tokens, SPEC.text_width))
         for item, (_, vectors, _, _) in enumerate(parts):
             text[item, : len(vectors)] = vectors
@@ -84,7 +84,10 @@ def plain(dataset: Dataset) -> float:
     """Seconds of nothing but preadv, of the same stretches of the same files in the same order."""
     entries = dataset.manifest.buckets[BUCKET.id]["train"]
     split = dataset.split(BUCKET.id, "train", 0)
-    spans = [[split._reader(entry)._span(row, ("latent", "text")) for row in range(entry.count)] for entry in entries]
+    parts = [[split._reader(entry)._index.places[part] for part in ("latent", "text")] for entry in entries]
+    starts = [np.minimum(latent[:, 0], text[:, 0]) for latent, text in parts]
+    sizes = [np.maximum(latent[:, :2].sum(1), text[:, :2].sum(1)) - start for (latent, text), start in zip(parts, starts, strict=True)]
+    spans = [list(zip(start.tolist(), size.tolist(), strict=True)) for start, size in zip(starts, sizes, strict=True)]
     order, buffer = EpochOrder([entry.count for entry in entries], 0, BUCKET.id, 0), bytearray(1 << 20)
     files = [os.open(str(shard_path(dataset.folder, entry)), os.O_RDONLY) for entry in entries]
     started = time.perf_counter()

@@ -23,6 +23,7 @@ def test_a_batch_holds_the_samples_at_its_positions(encoded: Encoded) -> None:
     samples = encoded.dataset.split("9x48x48", "train", seed=0)
     batch = samples.fetch([5, 0, 3])
     assert batch.latents.shape == (3, 3, 6, 6, 16)
+    assert np.moveaxis(batch.latents, -1, 2).flags.c_contiguous
     assert batch.latents.dtype == batch.text.dtype == np.float32
     assert batch.text.shape == (3, 24, 64)
     assert batch.text_length.dtype == np.int64
