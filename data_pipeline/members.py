@@ -60,7 +60,8 @@ def open_table(path: str) -> Any:
 
 class _Groups:
     """The cells of a parquet table, read forward: pages cannot be skipped, so rows that are asked for in their order cost one pass over
-    their group together, not one each. One cell is in memory at a time."""
+    their group together, not one each. Meanwhile the library keeps the pages that it is at: about twice a group's bytes where its writer
+    made one page of it, as most do."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -80,7 +81,7 @@ class _Groups:
         return value
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # sources follow one another in their tables, and a group may be large
 def _kept_table(path: str) -> Any:
     table = open_table(path)
     return _Groups(table) if path.endswith(".parquet") else table
