@@ -81,8 +81,8 @@ def started(config: RunConfig, changed: Sequence[Change], address: str | None, t
 
 def watched(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
     """The end of a run that another process has started; stopping this process only detaches it."""
-    terminal.say("the run is live: attached to it, Ctrl-C detaches")
     try:
+        terminal.say("the run is live: attached to it, Ctrl-C detaches")
         return attach.follow(actor, terminal, run)
     except (KeyboardInterrupt, SystemExit):
         terminal.say("detached: the run goes on; the same command attaches again, and stop in the place of train ends it")
