@@ -57,11 +57,11 @@ def find(config: RunConfig) -> ActorHandle | None:
     return actor
 
 
-def start(config: RunConfig, order: Order) -> ActorHandle:
+def start(order: Order) -> ActorHandle:
     """A controller for the run; whoever comes at the same time gets the same one."""
     actor: Any = ray.remote(Controller)
     # However often it dies Ray makes it again; that it stops where this leads nowhere is its own work (resumption.check_lives).
-    options = {"name": name_of(config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
+    options = {"name": name_of(order.config), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "max_restarts": -1}
     return actor.options(**options, num_cpus=0, resources=HOME, max_concurrency=CALLS).remote(order)
 
 

@@ -75,8 +75,7 @@ def started(config: RunConfig, changed: Sequence[Change], address: str | None, t
         )
         for change in changed:
             terminal.say(f"recipe changed since the last start: {change}")
-        actor = attach.start(config, Order(config, matched, str(Path.cwd()), ray_session.folder))
-        return steered(actor, terminal, config.run_folder, ray_session.private)
+        return steered(Order(config, matched, str(Path.cwd()), ray_session.folder), terminal, ray_session.private)
 
 
 def watched(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
@@ -89,16 +88,20 @@ def watched(actor: ActorHandle, terminal: Terminal, run: Path) -> End:
         return End(0)
 
 
-def steered(actor: ActorHandle, terminal: Terminal, run: Path, private: bool) -> End:
-    """The end of the run that this process has started, and that stops with it."""
+def steered(order: Order, terminal: Terminal, private: bool) -> End:
+    """The end of the run that this process starts, and that stops with it."""
+    actor = None
     try:
-        return attach.follow(actor, terminal, run)
+        actor = attach.start(order)
+        return attach.follow(actor, terminal, order.config.run_folder)
     except BaseException:
-        try:
-            ray.get(actor.stop.remote())
-        except RayActorError:
-            ray.kill(actor, no_restart=True)
+        actor = actor or attach.find(order.config)  # Ctrl-C may come when it has been made and not yet been handed over
+        if actor:
+            try:
+                ray.get(actor.stop.remote())
+            except RayActorError:
+                ray.kill(actor, no_restart=True)
         raise
     finally:
-        if private:
+        if private and actor:
             attach.say_farewell(actor)

@@ -1,8 +1,7 @@
-"""How a follower ends: by its controller, without one by what the run's folder says, and by Ctrl-C."""
+"""How a follower ends whose controller is gone: what the run's folder says counts."""
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from unittest.mock import MagicMock
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import attach, train_command
+from cluster import attach
 from cluster.controller import End
 from cluster.hosts import Hosts
 from cluster.progress import Terminal
@@ -49,21 +48,6 @@ def test_a_run_that_has_not_finished_ends_with_1_and_the_reason(gone: Any, tmp_p
 
 def test_a_farewell_from_a_controller_that_is_gone_says_nothing(gone: Any) -> None:
     attach.say_farewell(gone)
-
-
-class Struck(Terminal):
-    """Ctrl-C comes as soon as the user has read how to detach."""
-
-    def say(self, text: str) -> None:
-        super().say(text)
-        if "Ctrl-C detaches" in text:
-            raise KeyboardInterrupt
-
-
-def test_ctrl_c_at_once_detaches(tmp_path: Path) -> None:
-    out = io.StringIO()
-    assert train_command.watched(MagicMock(), Struck(out), tmp_path) == End(0)
-    assert "detached: the run goes on" in out.getvalue()
 
 
 PLACED = """
